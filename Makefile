@@ -1,0 +1,89 @@
+# make demo     installs into .venv and compares two guides on the digits
+# make test     the tests, in under six minutes; make test-all adds the long studies and the other ArviZ generation
+# make lint types format build clean
+#
+# Another interpreter, in an environment of its own:  make test PYTHON=python3.12
+
+ifeq ($(origin PYTHON), undefined)
+    PYTHONS := python3.11 python3 python3.12 python3.13
+    VENV := .venv
+else
+    PYTHONS := $(PYTHON)
+    VENV := .venv-$(notdir $(PYTHON))
+endif
+
+# Options for the program or for pytest:  make demo ARGS="--seed 1",  make test ARGS="-k kl -x"
+ARGS ?=
+# Test processes, one thread each: small tensors gain nothing from more threads
+JOBS ?= 2
+
+python := $(VENV)/bin/python
+pip := $(python) -m pip --disable-pip-version-check
+pytest := OMP_NUM_THREADS=1 $(python) -m pytest -n $(JOBS) --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install test test-all test-all-here lint types format build clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+demo: $(VENV)/.installed
+	$(python) -m ppl_vae compare $(ARGS)
+
+install: $(VENV)/.installed-test $(VENV)/.installed-dev
+
+test: $(VENV)/.installed-test
+	$(pytest) $(ARGS)
+
+# Python 3.11 has ArviZ 0.23 and later ones have ArviZ 1.x, so that two interpreters see both.
+test-all: test-all-here
+ifeq ($(origin PYTHON), undefined)
+	@if $(python) -c 'import sys; sys.exit(sys.version_info >= (3, 12))' \
+	    && other=$$(.ci/find-python python3.12 python3.13 2>/dev/null); then \
+	    $(MAKE) test-all-here PYTHON="$$other"; \
+	else \
+	    echo "Only one ArviZ generation was tested: it takes Python 3.11 and a later one, and one of them was not found."; \
+	fi
+else
+	@echo "Only the ArviZ generation of PYTHON=$(PYTHON) was tested: make test-all without PYTHON looks for both."
+endif
+
+test-all-here: $(VENV)/.installed-test
+	$(pytest) -m "" $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(python) -m ruff check
+	$(python) -m ruff format --check
+
+types: $(VENV)/.installed-dev
+	$(python) -m mypy
+
+format: $(VENV)/.installed-dev
+	$(python) -m ruff check --fix
+	$(python) -m ruff format
+
+build: $(VENV)/.created
+	$(pip) wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find ppl_vae tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# Each stamp is made once, and again where pyproject.toml has changed since.
+$(VENV)/.created:
+	@interpreter=$$(.ci/find-python $(PYTHONS)) || { echo "Name one that is: make PYTHON=python3.12 ..." >&2; exit 1; }; \
+	set -x; "$$interpreter" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml
+	$(pip) install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.created pyproject.toml
+	$(pip) install --quiet --editable ".[test]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: $(VENV)/.created pyproject.toml
+	$(pip) install --quiet --editable ".[dev]"
+	@touch $@ $(VENV)/.installed
