@@ -1,0 +1,111 @@
+"""The contracts that models, guides and the parts of networks keep to."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from .batch import Batch
+
+__all__ = ["Conditional", "Encoder", "Guide", "LatentModel", "LatentSpec"]
+
+
+class LatentSpec(NamedTuple):
+    """What a model declares of one latent site: all that a guide needs to know to be built for it.
+
+    Args:
+        event_shape: the shape of one value, without batch or particle dimensions.
+        support: where values lie.
+        scope: "datum" for a latent variable of each datum, inside the data plate; "global" for one shared by all
+            data, outside of it.
+        parents: the latent sites it is drawn from, in the model.
+    """
+
+    event_shape: torch.Size
+    support: Constraint = constraints.real
+    scope: Literal["datum", "global"] = "datum"
+    parents: tuple[str, ...] = ()
+
+
+class Encoder(nn.Module, ABC):
+    """Features of a batch, on which a guide conditions its distributions.
+
+    Attributes:
+        features: F, the number of features.
+    """
+
+    features: int
+
+    @abstractmethod
+    def forward(self, batch: Batch, **latents: Tensor) -> Tensor:
+        """Features (\\*S, N, F) of a batch, and of latents (\\*S, N, \\*event) already drawn."""
+
+
+class Conditional(nn.Module, ABC):
+    """p(. | features): a module that returns a distribution, so that a scale is never taken for a variance.
+
+    Attributes:
+        event_shape: the shape of one value.
+    """
+
+    event_shape: torch.Size
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> TorchDistributionMixin:
+        """The distribution of batch shape (\\*S, N), given features (\\*S, N, F). What depends on nothing is given
+        features of width F = 0, which still say how many data there are."""
+
+
+class LatentModel(nn.Module, ABC):
+    """A generative model p(x, z): a Pyro program over a batch.
+
+    The contract:
+
+    - `forward(batch)` opens one plate, ``pyro.plate("data", batch.size, dim=-1)``, and draws every latent variable
+      of a datum inside it; global ones lie outside.
+    - It broadcasts over any number of dimensions to the left of the plate: particles, enumerated classes.
+    - Parameters are `nn.Parameter`s made in `__init__`, constants are buffers.
+    - ``batch.x is None`` generates x; otherwise x is observed, where `batch.observed` says so.
+
+    Attributes:
+        latents: what it declares of its latent sites, in the order in which they are drawn.
+    """
+
+    latents: Mapping[str, LatentSpec]
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Tensor:
+        """Run the program; returns x (\\*S, N, \\*D)."""
+
+
+class Guide(nn.Module, ABC):
+    """A variational posterior q(z | x): a Pyro program over the latent sites of a model, and over no other sites but
+    auxiliary ones marked ``infer={"is_auxiliary": True}``.
+
+    Attributes:
+        scores_given: whether log q can be computed at a z that the guide has not drawn itself.
+    """
+
+    scores_given: bool = True
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Run the program; returns the draws by site."""
+
+    def distribution(self, batch: Batch) -> Mapping[str, TorchDistributionMixin]:
+        """q of each site as a distribution of batch shape (N,), drawing nothing and opening no plate, where the
+        sites are independent given x.
+
+        Raises:
+            NotImplementedError: the guide's sites depend on each other; run it and look at its draws instead.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no closed-form distribution of each site: run it and use its draws"
+        )

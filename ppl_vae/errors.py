@@ -1,0 +1,28 @@
+"""Errors that speak to the person who called, each naming the argument, the value that came and what would work."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["InputError", "NonFiniteLossError", "RunError", "choose"]
+
+
+class InputError(ValueError):
+    """An argument, a file or a data set that cannot be used as it is."""
+
+
+class RunError(InputError):
+    """A run folder that is not one, is truncated, or was written by another version."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training met a loss that is NaN or infinite; the last good checkpoint is kept."""
+
+
+def choose(argument: str, value: object, options: Iterable[str]) -> InputError:
+    """The error for a name that is not among `options`, with the nearest names first."""
+    names = sorted(options)
+    near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(name) for name in near)}? " if near else ""
+    return InputError(f"{argument}={value!r} is not known; {hint}choose one of: {', '.join(names)}")

@@ -1,0 +1,54 @@
+"""The guides by name, and what amortized guides share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+import pyro
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from ..batch import Batch
+from ..core import Conditional, Encoder, Guide, LatentModel, LatentSpec
+from ..errors import InputError
+from ..registry import Registry
+
+__all__ = ["Amortized", "guides"]
+
+guides: Registry[type[Guide]] = Registry("guide")
+
+
+class Amortized(Guide):
+    """One encoder, and one head for each latent site: sites are independent of each other given x.
+
+    Args:
+        model: what the guide is for; only its `latents` are read.
+        encoder: features of a batch.
+
+    Raises:
+        InputError: the model declares a latent site shared by all data, for which an encoder of one datum has no
+            answer.
+    """
+
+    head: ClassVar[Callable[[int, LatentSpec], Conditional]]
+
+    def __init__(self, model: LatentModel, encoder: Encoder) -> None:
+        super().__init__()
+        shared = [name for name, spec in model.latents.items() if spec.scope != "datum"]
+        if shared:
+            raise InputError(
+                f"{type(self).__name__} is a guide over each datum's latents; {', '.join(map(repr, shared))} "
+                f"of {type(model).__name__} is shared by all data"
+            )
+        self.encoder = encoder
+        head = type(self).head
+        self.heads = nn.ModuleDict({name: head(encoder.features, spec) for name, spec in model.latents.items()})
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        with pyro.plate("data", batch.size, dim=-1):
+            return {name: pyro.sample(name, q) for name, q in self.distribution(batch).items()}
+
+    def distribution(self, batch: Batch) -> Mapping[str, TorchDistributionMixin]:
+        features = self.encoder(batch)
+        return {name: head(features) for name, head in self.heads.items()}

@@ -1,0 +1,38 @@
+"""A pair as Pyro's own inference wants it: programs that register their parameters in Pyro's store."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pyro
+from torch import nn
+
+__all__ = ["pyro_pair"]
+
+_count = itertools.count()
+
+
+class _Registered(nn.Module):
+    def __init__(self, program: nn.Module, name: str) -> None:
+        super().__init__()
+        self.program = program
+        self._name = name
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        pyro.module(self._name, self.program)
+        return self.program(*args, **kwargs)
+
+
+def pyro_pair(model: nn.Module, guide: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The pair as programs that `pyro.infer.SVI` trains: ``SVI(*pyro_pair(model, guide), optim, loss=Trace_ELBO())``.
+
+    `SVI` looks for parameters in Pyro's store and nowhere else: given plain modules it trains nothing and says
+    nothing, and so do `Trace_ELBO` and `RenyiELBO` in `loss_and_grads`. Each call takes names of its own, for the store
+    would give a second pair under the same names the first one's tensors. Parameters are those of `model` and
+    `guide` themselves. Pyro warns of parameters that do not require gradients.
+
+    A guide that holds the model as a submodule registers it twice, harmlessly.
+    """
+    k = next(_count)
+    return _Registered(model, f"model_{k}"), _Registered(guide, f"guide_{k}")

@@ -1,0 +1,522 @@
+"""Bodies (multilayer perceptrons, convolutions, residual ones) sized from the data's shape, and heads that return
+distributions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints
+
+from .batch import Batch
+from .core import Conditional, Encoder, LatentSpec
+from .errors import InputError, choose
+
+__all__ = [
+    "MLP",
+    "BodyEncoder",
+    "Condition",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Decoder",
+    "DiagonalNormal",
+    "FullRankNormal",
+    "decoder",
+    "encoder",
+    "flatten_left",
+    "join",
+    "kinds",
+    "set_precision",
+    "soft_bound",
+]
+
+Kind = Literal["mlp", "conv", "residual"]
+kinds: dict[str, str] = {
+    "mlp": "Multilayer perceptron, for any data.",
+    "conv": "Strided convolutions and their transposes, for images.",
+    "residual": "Residual blocks: convolutional for images, dense for tables.",
+}
+
+LOG_SCALE_BOUND = 7.0
+"""Log-scales lie within ±7, scales within 9e-4 and 1.1e3: exp of an unbounded one overflows after good steps."""
+
+
+def soft_bound(raw: Tensor, bound: float = LOG_SCALE_BOUND) -> Tensor:
+    """bound · tanh(raw / bound): the identity near 0, never beyond ±bound, with a gradient everywhere."""
+    return bound * torch.tanh(raw / bound)
+
+
+def join(*tensors: Tensor) -> Tensor:
+    """Concatenate along the last dimension, broadcasting all others.
+
+    An enumerated value arrives as (C, 1, 1, F) beside features (K, N, F'), which `torch.cat` refuses.
+    """
+    if len(tensors) == 1:
+        return tensors[0]
+    left = torch.broadcast_shapes(*(t.shape[:-1] for t in tensors))
+    return torch.cat([t.expand(*left, t.shape[-1]) for t in tensors], dim=-1)
+
+
+def flatten_left(module: nn.Module, x: Tensor, event_dim: int) -> Tensor:
+    """Call a module that takes one batch dimension (Conv2d, BatchNorm) on (\\*S, N, \\*event)."""
+    left = x.shape[: x.dim() - event_dim]
+    if len(left) == 1:
+        out: Tensor = module(x)
+        return out
+    out = module(x.reshape(-1, *x.shape[x.dim() - event_dim :]))
+    return out.reshape(*left, *out.shape[1:])
+
+
+class Body(nn.Module):
+    """A network under its own precision: with `set_precision(..., "bf16")` its matrix products are in bfloat16 while
+    its input and output stay in the precision they have, so that log-probabilities outside keep theirs."""
+
+    autocast: bool = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.autocast:
+            return self.body(x)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            return self.body(x).to(x.dtype)
+
+    def body(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def set_precision(module: nn.Module, precision: Literal["32", "bf16"]) -> None:
+    """Choose the precision of every `Body` inside of `module`: "32" leaves float32 (or float64), "bf16" does matrix
+    products and convolutions in bfloat16. Heads, log-probabilities and parameters keep their own."""
+    if precision not in ("32", "bf16"):
+        raise choose("precision", precision, ("32", "bf16"))
+    for part in module.modules():
+        if isinstance(part, Body):
+            part.autocast = precision == "bf16"
+
+
+class Linear(Body):
+    """An affine map, of heads."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+
+    def body(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x)
+        return out
+
+
+class MLP(Body):
+    """Dense layers: (\\*S, N, inputs) -> (\\*S, N, outputs).
+
+    Args:
+        inputs, outputs: widths.
+        hidden: widths of the hidden layers.
+        activation: class of the nonlinearity, after each hidden layer.
+        residual: add each hidden layer's input to its output where the widths agree.
+        activate_last: the nonlinearity after the last layer too, for features.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        activation: type[nn.Module] = nn.SiLU,
+        residual: bool = False,
+        activate_last: bool = False,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = inputs
+        for next_width in hidden:
+            layer = nn.Sequential(nn.Linear(width, next_width), activation())
+            layers.append(_Residual(layer) if residual and width == next_width else layer)
+            width = next_width
+        layers.append(nn.Linear(width, outputs))
+        if activate_last:
+            layers.append(activation())
+        self.net = nn.Sequential(*layers)
+
+    def body(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+
+class _Residual(nn.Module):
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.branch(x)
+        return out
+
+
+def _conv_block(channels: int, activation: type[nn.Module]) -> nn.Module:
+    return _Residual(
+        nn.Sequential(
+            activation(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            activation(),
+            nn.Conv2d(channels, channels, 1),
+        )
+    )
+
+
+def _sizes(shape: Sequence[int], layers: int) -> list[tuple[int, int]]:
+    """Heights and widths before and after each halving."""
+    height, width = shape[-2:]
+    sizes = [(height, width)]
+    for _ in range(layers):
+        height, width = (height + 1) // 2, (width + 1) // 2
+        sizes.append((height, width))
+    return sizes
+
+
+class ConvEncoder(Body):
+    """Convolutions of stride 2, each doubling the channels: (\\*S, N, C, H, W) -> (\\*S, N, features), for any H, W.
+
+    Args:
+        shape: (C, H, W).
+        channels: of the first layer.
+        features: width of the output, after a dense layer and the nonlinearity.
+        layers: number of halvings; None: as many as leave 4 pixels or fewer a side, 4 at most.
+        residual: a residual block after each halving.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: int,
+        features: int,
+        layers: int | None = None,
+        activation: type[nn.Module] = nn.SiLU,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        layers = _default_layers(shape) if layers is None else layers
+        steps: list[nn.Module] = []
+        width = shape[0]
+        for i in range(layers):
+            next_width = channels * 2**i
+            steps.append(nn.Conv2d(width, next_width, 3, stride=2, padding=1))
+            if residual:
+                steps.append(_conv_block(next_width, activation))
+            steps.append(activation())
+            width = next_width
+        height, breadth = _sizes(shape, layers)[-1]
+        self.net = nn.Sequential(
+            *steps, nn.Flatten(), nn.Linear(width * height * breadth, features), activation()
+        )
+
+    def body(self, x: Tensor) -> Tensor:
+        return flatten_left(self.net, x, 3)
+
+
+class Decoder(nn.Module):
+    """A body that turns latents (\\*S, N, inputs) into a likelihood's parameters (\\*S, N, P, \\*D).
+
+    Args:
+        body: maps to (\\*S, N, P · numel(D)) or (\\*S, N, P · C, H, W).
+        shape: D.
+        outputs: P, the likelihood's parameters per element.
+    """
+
+    def __init__(self, body: Body, shape: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        self.body = body
+        self.shape = tuple(shape)
+        self.outputs = outputs
+
+    def forward(self, z: Tensor) -> Tensor:
+        out: Tensor = self.body(z)
+        return out.reshape(*z.shape[:-1], self.outputs, *self.shape)
+
+
+class ConvDecoder(Body):
+    """Transposed convolutions of stride 2, `ConvEncoder` backwards: (\\*S, N, inputs) -> (\\*S, N, outputs · C, H, W)."""
+
+    def __init__(
+        self,
+        inputs: int,
+        shape: Sequence[int],
+        channels: int,
+        outputs: int,
+        layers: int | None = None,
+        activation: type[nn.Module] = nn.SiLU,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        layers = _default_layers(shape) if layers is None else layers
+        sizes = _sizes(shape, layers)
+        width = channels * 2 ** (layers - 1)
+        steps: list[nn.Module] = [
+            nn.Linear(inputs, width * math.prod(sizes[-1])),
+            activation(),
+            nn.Unflatten(1, (width, *sizes[-1])),
+        ]
+        for i in reversed(range(layers)):
+            next_width = channels * 2 ** (i - 1) if i > 0 else outputs * shape[0]
+            # 2n - 1 + output_padding: exact for odd sizes too
+            padding = tuple(target - (2 * size - 1) for target, size in zip(sizes[i], sizes[i + 1], strict=True))
+            if residual:
+                steps += [_conv_block(width, activation), activation()]
+            steps.append(nn.ConvTranspose2d(width, next_width, 3, stride=2, padding=1, output_padding=padding))
+            if i > 0:
+                steps.append(activation())
+            width = next_width
+        self.net = nn.Sequential(*steps)
+
+    def body(self, z: Tensor) -> Tensor:
+        return flatten_left(self.net, z, 1)
+
+
+def _default_layers(shape: Sequence[int]) -> int:
+    layers = 1
+    while layers < 4 and max(_sizes(shape, layers)[-1]) > 4:
+        layers += 1
+    return layers
+
+
+class Condition(nn.Module):
+    """What a program is conditioned on besides x, as numbers: one-hot class and context, (N, classes + width).
+
+    A missing label (-1) is a row of zeros. With neither classes nor context the width is 0.
+
+    Args:
+        classes: number of classes, 0 if `batch.y` is not used.
+        context: width of `batch.context`, 0 if it is not used.
+    """
+
+    index: Tensor
+
+    def __init__(self, classes: int = 0, context: int = 0) -> None:
+        super().__init__()
+        self.classes = classes
+        self.context = context
+        self.width = classes + context
+        # kept with the module's device; its dtype says which one the features have
+        self.register_buffer("index", torch.arange(classes, dtype=torch.get_default_dtype()), persistent=False)
+
+    def forward(self, batch: Batch) -> Tensor:
+        parts: list[Tensor] = []
+        if self.classes:
+            if batch.y is None:
+                raise InputError(f"this program is conditioned on one of {self.classes} classes: the batch needs y")
+            parts.append((batch.y.unsqueeze(-1) == self.index).to(self.index.dtype))
+        if self.context:
+            if batch.context is None or batch.context.shape[-1] != self.context:
+                came = None if batch.context is None else tuple(batch.context.shape)
+                raise InputError(f"this program is conditioned on a context (N, {self.context}); context={came}")
+            parts.append(batch.context)
+        return join(*parts) if parts else self.index.new_empty(batch.size, 0)
+
+
+class BodyEncoder(Encoder):
+    """Features of x, of what x is conditioned on, and of latents already drawn.
+
+    Args:
+        body: (\\*S, N, inputs) -> (\\*S, N, features); for images (\\*S, N, C, H, W) -> (\\*S, N, features).
+        shape: D, the shape of x.
+        features: width of what `body` returns.
+        condition: what else the features depend on.
+        latents: total width of the latents handed over.
+        image: whether `body` takes images; what is no image is then joined to its features, and mixed by one layer.
+        loc, scale: x enters as (x - loc) / scale.
+        mask: whether `batch.visible` enters too, as another input a pixel (or channel). Pixels that are not visible
+            enter as 0 in any case.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        body: nn.Module,
+        shape: Sequence[int],
+        features: int,
+        condition: Condition | None = None,
+        latents: int = 0,
+        image: bool = False,
+        loc: Tensor | float = 0.0,
+        scale: Tensor | float = 1.0,
+        mask: bool = False,
+        activation: type[nn.Module] = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        self.encoder_body = body
+        self.shape = tuple(shape)
+        self.features = features
+        self.condition = condition
+        self.image = image
+        self.mask = mask
+        self.standardized = not (isinstance(loc, float) and loc == 0.0 and isinstance(scale, float) and scale == 1.0)
+        self.register_buffer("loc", torch.as_tensor(loc, dtype=torch.get_default_dtype()))
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.get_default_dtype()))
+        extra = latents + (condition.width if condition is not None else 0)
+        self.mix = MLP(features + extra, (), features, activation, activate_last=True) if image and extra else None
+
+    def forward(self, batch: Batch, **latents: Tensor) -> Tensor:
+        if batch.x is None:
+            raise InputError("the encoder needs batch.x")
+        x = batch.x.to(self.loc.dtype)
+        if self.standardized:
+            x = (x - self.loc) / self.scale
+        if batch.visible is not None:
+            x = torch.where(batch.visible, x, x.new_zeros(()))
+        others: list[Tensor] = []
+        if self.mask:
+            seen = torch.ones_like(x) if batch.visible is None else batch.visible.to(x.dtype)
+            x = torch.cat([x, seen.reshape(x.shape)], dim=-len(self.shape))
+        if self.condition is not None and self.condition.width:
+            others.append(self.condition(batch))
+        others += [z.flatten(-1) for z in latents.values()]
+        if not self.image:
+            x = x.flatten(-len(self.shape)) if len(self.shape) > 1 else x
+            features: Tensor = self.encoder_body(join(x, *others))
+            return features
+        features = self.encoder_body(x)
+        return features if self.mix is None else self.mix(join(features, *others))
+
+
+def encoder(
+    kind: Kind,
+    shape: Sequence[int],
+    hidden: Sequence[int] = (64,),
+    condition: Condition | None = None,
+    latents: int = 0,
+    loc: Tensor | float = 0.0,
+    scale: Tensor | float = 1.0,
+    mask: bool = False,
+    activation: type[nn.Module] = nn.SiLU,
+) -> BodyEncoder:
+    """An encoder sized from the data's shape.
+
+    Args:
+        kind: "mlp", "conv" (images alone), or "residual".
+        shape: D.
+        hidden: widths of the dense layers, the last of them the features'. For convolutions the last is the
+            features' width, and the first layer has an eighth of it as channels, at least 8.
+        condition, latents, loc, scale, mask: see `BodyEncoder`.
+
+    Raises:
+        InputError: an unknown kind, convolutions for data that are no images, no hidden layer.
+    """
+    image = _check(kind, shape, hidden)
+    inputs = math.prod(shape) * (2 if mask else 1) + latents + (condition.width if condition is not None else 0)
+    body: nn.Module
+    if image:
+        shape_in = (shape[0] * (2 if mask else 1), *shape[1:])
+        body = ConvEncoder(shape_in, _channels(hidden), hidden[-1], None, activation, residual=kind == "residual")
+    else:
+        body = MLP(inputs, hidden[:-1], hidden[-1], activation, residual=kind == "residual", activate_last=True)
+    return BodyEncoder(body, shape, hidden[-1], condition, latents, image, loc, scale, mask, activation)
+
+
+def decoder(
+    kind: Kind,
+    inputs: int,
+    shape: Sequence[int],
+    outputs: int,
+    hidden: Sequence[int] = (64,),
+    activation: type[nn.Module] = nn.SiLU,
+) -> Decoder:
+    """A decoder sized from the data's shape: latents (\\*S, N, inputs) -> (\\*S, N, outputs, \\*shape).
+
+    Args:
+        kind: as for `encoder`.
+        inputs: width of the latents and of what they are joined with.
+        shape: D.
+        outputs: parameters per element, `Likelihood.parameters_per_element`.
+        hidden: widths of the dense layers, from the latents to x. For convolutions as for `encoder`.
+    """
+    image = _check(kind, shape, hidden)
+    body: Body
+    if image:
+        body = ConvDecoder(inputs, shape, _channels(hidden), outputs, None, activation, residual=kind == "residual")
+    else:
+        body = MLP(inputs, hidden, outputs * math.prod(shape), activation, residual=kind == "residual")
+    return Decoder(body, shape, outputs)
+
+
+def _channels(hidden: Sequence[int]) -> int:
+    return max(8, hidden[-1] // 8)
+
+
+def _check(kind: str, shape: Sequence[int], hidden: Sequence[int]) -> bool:
+    """Whether the body takes images."""
+    if kind not in kinds:
+        raise choose("network", kind, kinds)
+    if kind == "conv" and len(shape) != 3:
+        raise InputError(f"network='conv' needs images (C, H, W); these data have shape {tuple(shape)}: use 'mlp'")
+    if not hidden or any(width < 1 for width in hidden):
+        raise InputError(f"hidden={tuple(hidden)} needs one layer or more, each of width 1 or more")
+    return kind == "conv" or (kind == "residual" and len(shape) == 3)
+
+
+class DiagonalNormal(Conditional):
+    r"""N(m(features), diag s²(features)), carried to the site's support: an amortized diagonal Gaussian.
+
+    log s is softly bounded (`soft_bound`). Where the support is not the real line the Gaussian is pushed through
+    torch's bijection to it.
+    """
+
+    def __init__(self, features: int, spec: LatentSpec) -> None:
+        super().__init__()
+        self.event_shape = spec.event_shape
+        self.support = spec.support
+        self.numel = max(1, spec.event_shape.numel())
+        self.linear = Linear(features, 2 * self.numel)
+
+    def forward(self, features: Tensor) -> TorchDistributionMixin:
+        loc, raw = self.linear(features).chunk(2, dim=-1)
+        scale = soft_bound(raw).exp()
+        if len(self.event_shape) != 1:
+            loc = loc.reshape(*loc.shape[:-1], *self.event_shape)
+            scale = scale.reshape(loc.shape)
+        return _to_support(dist.Normal(loc, scale).to_event(len(self.event_shape)), self.support)
+
+
+class FullRankNormal(Conditional):
+    r"""N(m, L Lᵀ) with m and the Cholesky factor L functions of the features: an amortized full-rank Gaussian.
+
+    The diagonal of L is exp of softly bounded numbers, so log det L is their sum; below it L is free.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, features: int, spec: LatentSpec) -> None:
+        super().__init__()
+        self.event_shape = spec.event_shape
+        self.support = spec.support
+        self.numel = max(1, spec.event_shape.numel())
+        if len(spec.event_shape) != 1 and spec.support is not constraints.real:
+            raise InputError(f"a full-rank Gaussian is over vectors; this site has events {tuple(spec.event_shape)}")
+        self.linear = Linear(features, 2 * self.numel + self.numel * (self.numel - 1) // 2)
+        rows, columns = torch.tril_indices(self.numel, self.numel, offset=-1)
+        self.register_buffer("position", rows * self.numel + columns, persistent=False)
+
+    position: Tensor
+
+    def forward(self, features: Tensor) -> TorchDistributionMixin:
+        loc, raw, below = self.linear(features).split(
+            [self.numel, self.numel, self.position.numel()], dim=-1
+        )
+        flat = below.new_zeros(*below.shape[:-1], self.numel * self.numel).index_copy(-1, self.position, below)
+        tril = flat.unflatten(-1, (self.numel, self.numel)) + soft_bound(raw).exp().diag_embed()
+        normal: TorchDistributionMixin = dist.MultivariateNormal(loc, scale_tril=tril)
+        return _to_support(normal, self.support)
+
+
+def _to_support(base: TorchDistributionMixin, support: constraints.Constraint) -> TorchDistributionMixin:
+    plain = support.base_constraint if isinstance(support, constraints.independent) else support
+    if plain is constraints.real:
+        return base
+    transformed: TorchDistributionMixin = dist.TransformedDistribution(base, [biject_to(support)])
+    return transformed

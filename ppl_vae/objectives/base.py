@@ -1,0 +1,112 @@
+"""What every objective shares: it is one of Pyro's losses, and a module with parameters and buffers of its own."""
+
+from __future__ import annotations
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pyro.infer import ELBO as PyroELBO
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..registry import Registry
+from ..validation import validation
+from ..weights import LogWeights, Program, check_pair, log_weights
+
+__all__ = ["Objective", "Terms", "check_particles", "objectives"]
+
+objectives: Registry[type[Objective]] = Registry("objective")
+
+
+class Terms(NamedTuple):
+    """An objective's value, datum by datum.
+
+    Args:
+        loss: (N,) what is minimized, in nats: its sum is the loss that Pyro's convention asks for.
+        logs: (N,) tensors without gradient, in nats: "elbo" (or "bound"), "kl", "log_likelihood".
+    """
+
+    loss: Tensor
+    logs: Mapping[str, Tensor]
+
+
+class Objective(PyroELBO, nn.Module):
+    """A loss over (model, guide), built on `log_weights`.
+
+    Subclasses write `terms`; the rest follows. As a `pyro.infer.ELBO` it can be given to `pyro.infer.SVI` (with
+    `pyro_pair`), and ``objective(model, guide)`` is a module that returns the loss of a batch. As an `nn.Module` its
+    own parameters train with the pair's, and its buffers are saved with them (updates must be made in place).
+
+    The loss is the **sum** over the batch, as in Pyro. What a person reads is nats per datum: `terms(...)`.
+
+    The first call with a pair runs it once under validation (`check_pair`); the others run with validation off.
+    """
+
+    scores_given: bool = False
+    """Whether the objective scores draws that the guide did not make in the same call."""
+
+    def __init__(self, particles: int = 1) -> None:
+        nn.Module.__init__(self)
+        PyroELBO.__init__(self, num_particles=check_particles(particles), max_plate_nesting=1, vectorize_particles=True)
+        self.particles = particles
+        self._checked: list[tuple[weakref.ref[Any], weakref.ref[Any]]] = []
+
+    @abstractmethod
+    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+        """The loss of each datum and what is to be logged."""
+
+    def weights(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> LogWeights:
+        """`log_weights` with this objective's particles, after the pair has been checked once."""
+        if not any(m() is model and g() is guide for m, g in self._checked):
+            check_pair(model, guide, *args, unscaled=True, **kwargs)
+            self._check_guide(guide)
+            self._checked = [(m, g) for m, g in self._checked if m() is not None and g() is not None]
+            self._checked.append((weakref.ref(model), weakref.ref(guide)))
+        with validation(False):
+            return log_weights(model, guide, *args, particles=self.particles, **kwargs)
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Σ over the batch of the loss, in nats; a tensor to call `backward` on."""
+        return self.terms(model, guide, *args, **kwargs).loss.sum()
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Σ over the batch of the loss, as a number."""
+        return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss, with its gradients added to the parameters'. Unlike Pyro's losses it does not ask the store
+        whether there is anything to differentiate."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError("objectives of this package are built on log_weights, not on Pyro's traces")
+
+    def _check_guide(self, guide: Program) -> None:
+        if self.scores_given and not getattr(guide, "scores_given", True):
+            raise InputError(
+                f"{type(self).__name__} scores draws that {type(guide).__name__} did not make, which it cannot do"
+            )
+
+    def refuse_rigid(self, weights: LogWeights) -> None:
+        """Raise `InputError` if a site of the guide passes no gradient through its draws: the value of a sum of
+        log-weights would be right and its gradient wrong."""
+        if weights.rigid:
+            raise InputError(
+                f"guide site {', '.join(map(repr, weights.rigid))} is not reparameterized: {type(self).__name__} would "
+                'have a wrong gradient; enumerate it with infer={"enumerate": "parallel"} if it is discrete, or use a '
+                "reparameterized distribution"
+            )
+
+    def extra_repr(self) -> str:
+        return f"particles={self.particles}"
+
+
+def check_particles(particles: object) -> int:
+    """`particles` as a number of draws; raises `InputError` where it is none."""
+    if not isinstance(particles, int) or isinstance(particles, bool) or particles < 1:
+        raise InputError(f"particles={particles!r} must be a whole number, 1 or more")
+    return particles

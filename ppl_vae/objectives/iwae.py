@@ -1,0 +1,67 @@
+"""The importance-weighted bound."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..weights import LogWeights, Program
+from .base import Objective, Terms, objectives
+
+__all__ = ["IWAE"]
+
+
+@objectives.register("iwae")
+class IWAE(Objective):
+    r"""Importance-weighted bound of K particles, tighter as K grows.
+
+    .. math:: L_K = E\Big[\log \frac1K \sum_k \frac{p(x, z_k)}{q(z_k \mid x)}\Big] \le \log p(x)
+
+    K = 1 is the ELBO; L_K rises with K to log p(x). Value and gradient equal Pyro's `RenyiELBO(alpha=0)` on equal
+    draws. Enumerated classes are summed exactly, log Σ_c mean_k p(x, z_k, c) / q(z_k | x, c): their q(c | x) cancels
+    and gets no gradient from this bound.
+
+    Args:
+        particles: K, per datum.
+
+    Raises:
+        InputError: a latent site shared by all data (there is no weight per datum), a site of the guide without
+            reparameterization.
+
+    Reference: Burda, Grosse and Salakhutdinov, Importance weighted autoencoders, ICLR 2016
+    (https://arxiv.org/abs/1509.00519).
+    """
+
+    def __init__(self, particles: int = 5) -> None:
+        super().__init__(particles)
+
+    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+        w = self.weights(model, guide, *args, **kwargs)
+        self.refuse_rigid(w)
+        bound = log_mean_weights(w, w.log_w)
+        return Terms(-bound, bound_logs(w, bound))
+
+
+def log_mean_weights(w: LogWeights, log_w: Tensor) -> Tensor:
+    """log of the particles' mean weight, summed over enumerated classes: (\\*C, K, N) -> (N,)."""
+    if w.enumerated:
+        # an enumerated class is no proposal: its log q(c | x) was subtracted with the others and is put back
+        log_w = (log_w + w.log_q_enumerated).logsumexp(tuple(range(log_w.dim() - 2)))
+    return log_w.logsumexp(0) - math.log(w.particles) if w.particles > 1 else log_w.squeeze(0)
+
+
+def bound_logs(w: LogWeights, bound: Tensor) -> dict[str, Tensor]:
+    """What a bound over weights logs: itself, and the ELBO and its KL on the same draws, by Monte Carlo."""
+    with torch.no_grad():
+        q_c = w.log_q_enumerated.exp()
+        sum_c = tuple(range(w.log_w.dim() - 2))
+
+        def mean(value: Tensor) -> Tensor:
+            value = (q_c * value).sum(sum_c) if sum_c else value
+            return value.expand(w.particles, w.size).mean(0)
+
+        elbo, log_likelihood = mean(w.log_w), mean(w.log_likelihood)
+    return {"bound": bound.detach(), "elbo": elbo, "kl": log_likelihood - elbo, "log_likelihood": log_likelihood}

@@ -1,0 +1,33 @@
+"""Priors p(z), parts that any model takes."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+
+from .core import Conditional
+
+__all__ = ["StandardNormal"]
+
+
+class StandardNormal(Conditional):
+    """N(0, I) over vectors of `size`, whatever the features.
+
+    Its constants are buffers, so they move with the module.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.event_shape = torch.Size([size])
+        self.register_buffer("loc", torch.zeros(size), persistent=False)
+        self.register_buffer("scale", torch.ones(size), persistent=False)
+
+    def forward(self, features: Tensor) -> TorchDistributionMixin:
+        shape = features.shape[:-1] + self.event_shape
+        normal: TorchDistributionMixin = dist.Normal(self.loc.expand(shape), self.scale.expand(shape)).to_event(1)
+        return normal

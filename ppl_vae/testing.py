@@ -1,0 +1,144 @@
+"""What parts are tested with: an oracle whose log p(x) and posterior are exact, and the contracts as checks."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+
+from .batch import Batch
+from .core import Guide, LatentModel, LatentSpec
+
+__all__ = ["LinearGaussian", "LinearGaussianPosterior"]
+
+
+class LinearGaussian(LatentModel):
+    r"""z ~ N(0, I), x | z ~ N(W z + b, σ² I): a latent-variable model whose every quantity is exact.
+
+    .. math::
+        \log p(x) = \log N(x;\, b,\, W W^\top + σ^2 I), \qquad
+        p(z \mid x) = N(z;\, S W^\top (x - b)/σ^2,\, S), \quad S^{-1} = I + W^\top W / σ^2
+
+    Args:
+        data: D, the length of x.
+        latent: Z, the length of z.
+        sigma: σ.
+        seed: of W and b, which are buffers; they are drawn without touching torch's default generator.
+        dtype: float64, for comparisons to rounding.
+
+    Sites: "z", (N,) events (Z,); "x", (N,) events (D,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+    sigma: Tensor
+
+    def __init__(
+        self, data: int = 5, latent: int = 2, sigma: float = 0.7, seed: int = 0, dtype: torch.dtype = torch.float64
+    ) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("weight", torch.randn(data, latent, generator=generator, dtype=dtype))
+        self.register_buffer("bias", torch.randn(data, generator=generator, dtype=dtype))
+        self.register_buffer("sigma", torch.tensor(sigma, dtype=dtype))
+        self.latents = {"z": LatentSpec(torch.Size([latent]))}
+
+    def forward(self, batch: Batch) -> Tensor:
+        with pyro.plate("data", batch.size, dim=-1):
+            zero = torch.zeros_like(self.weight[0])
+            z = pyro.sample("z", dist.Normal(zero, torch.ones_like(zero)).to_event(1))
+            loc = z @ self.weight.T + self.bias
+            x: Tensor = pyro.sample("x", dist.Normal(loc, self.sigma.expand(loc.shape)).to_event(1), obs=batch.x)
+        return x
+
+    def simulate(self, n: int, seed: int = 0) -> Tensor:
+        """x of n data drawn from the model, (n, D), by a generator of its own."""
+        generator = torch.Generator().manual_seed(seed)
+        like = {"dtype": self.weight.dtype, "generator": generator}
+        z = torch.randn(n, self.weight.shape[1], **like)  # type: ignore[call-overload]
+        noise = torch.randn(n, self.weight.shape[0], **like)  # type: ignore[call-overload]
+        x: Tensor = (z.to(self.weight) @ self.weight.T + self.bias) + self.sigma * noise.to(self.weight)
+        return x
+
+    @property
+    def precision(self) -> Tensor:
+        """Λ = I + Wᵀ W / σ², the posterior's precision, the same for every x; (Z, Z)."""
+        return torch.eye(self.weight.shape[1]).to(self.weight) + self.weight.T @ self.weight / self.sigma**2
+
+    def posterior_mean(self, x: Tensor) -> Tensor:
+        """E[z | x], (N, Z)."""
+        return torch.linalg.solve(self.precision, self.weight.T @ (x - self.bias).T / self.sigma**2).T
+
+    def posterior(self, x: Tensor) -> dist.MultivariateNormal:
+        """p(z | x), batch (N,), exactly."""
+        return dist.MultivariateNormal(self.posterior_mean(x), precision_matrix=self.precision)
+
+    def log_marginal(self, x: Tensor) -> Tensor:
+        """log p(x) in nats, (N,), exactly."""
+        covariance = self.weight @ self.weight.T + self.sigma**2 * torch.eye(self.weight.shape[0]).to(self.weight)
+        log_prob: Tensor = dist.MultivariateNormal(self.bias, covariance).log_prob(x)
+        return log_prob
+
+    def mean_field_gap(self) -> float:
+        """min over diagonal Gaussians q of KL(q ‖ p(z | x)) in nats, ½ (Σ_d log Λ_dd - log det Λ), for every x."""
+        precision = self.precision
+        return 0.5 * (precision.diagonal().log().sum() - torch.logdet(precision)).item()
+
+    def renyi_bound(self, x: Tensor, guide: LinearGaussianPosterior, alpha: float) -> Tensor:
+        r"""The Rényi bound of infinitely many particles under a Gaussian q of covariance C and the exact mean, (N,):
+
+        .. math:: \log p(x) + \frac{1}{1-α} \log E_q\Big[\Big(\frac{p(z \mid x)}{q(z)}\Big)^{1-α}\Big]
+
+        finite where (1-α) Λ + α C⁻¹ is positive definite.
+        """
+        q_precision = torch.linalg.inv(guide.covariance)
+        mixed = (1.0 - alpha) * self.precision + alpha * q_precision
+        if bool((torch.linalg.eigvalsh(mixed) <= 0).any()):
+            return torch.full_like(self.log_marginal(x), math.inf)
+        log_expectation = 0.5 * (
+            (1.0 - alpha) * torch.logdet(self.precision) + alpha * torch.logdet(q_precision) - torch.logdet(mixed)
+        )
+        return self.log_marginal(x) + log_expectation / (1.0 - alpha)
+
+
+class LinearGaussianPosterior(Guide):
+    """A guide for `LinearGaussian` with the exact posterior mean, and the covariance asked for.
+
+    Args:
+        model: the oracle.
+        family: "full", the posterior itself, or "diagonal", the mean-field q that minimizes KL(q ‖ p(z | x)).
+        widen: factor on the standard deviations.
+    """
+
+    covariance: Tensor
+
+    def __init__(
+        self, model: LinearGaussian, family: Literal["full", "diagonal"] = "full", widen: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.model = [model]  # in a list: the model's buffers are not this module's
+        precision = model.precision
+        covariance = (
+            torch.linalg.inv(precision) if family == "full" else torch.diag_embed(precision.diagonal().reciprocal())
+        )
+        self.register_buffer("covariance", covariance * widen**2)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        with pyro.plate("data", batch.size, dim=-1):
+            return {name: pyro.sample(name, q) for name, q in self.distribution(batch).items()}
+
+    def distribution(self, batch: Batch) -> dict[str, TorchDistributionMixin]:
+        assert batch.x is not None
+        mean = self.model[0].posterior_mean(batch.x)
+        return {"z": dist.MultivariateNormal(mean, self.covariance)}
+
+    def kl_to_posterior(self) -> float:
+        """KL(q ‖ p(z | x)) in nats, the same for every x: the gap between log p(x) and the ELBO."""
+        product = self.model[0].precision @ self.covariance
+        size = product.shape[0]
+        return 0.5 * (product.trace() - size - torch.logdet(product)).item()
