@@ -1,0 +1,448 @@
+"""A data set held in memory, and the batches drawn from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..batch import Batch
+from ..errors import InputError, choose
+from .arrays import as_context, as_data, as_labels, as_levels, place, refuse_non_finite
+
+__all__ = ["Binarize", "DataSet", "DataSplits", "Units", "from_arrays", "split"]
+
+Binarize = Literal["dynamic", "fixed", "threshold", "none"]
+Units = Literal["unit", "levels", "raw"]
+
+FIXED_SEED = 777
+"""The seed with which test sets are binarized, by the field's convention."""
+
+_FEW_CLASSES = 1000
+_CHUNK = 4096
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DataSet:
+    """N data in memory: x, and what is known of each.
+
+    Images of whole-numbered levels stay uint8, a quarter of float32, and become float32 in `batch`, on the device
+    where they lie. What `batch` gives is said by two options:
+
+    - `binarize`: "none"; "threshold", 1 where the value exceeds one half of its range; "dynamic", a fresh
+      x ~ Bernoulli(level / (levels - 1)) in every batch; "fixed", x holds 0 and 1 drawn once before, by `fixed`.
+    - `units`, of data that are not binarized: "unit", level / (levels - 1), or floats that lie in [0, 1] as they are;
+      "levels", 0 to levels - 1; "raw", continuous data as they are.
+
+    Args:
+        name: what it is called, in every description.
+        x: (N, \\*D), uint8 levels or float32.
+        y: (N,) int64 class numbers; -1 where the label is missing.
+        context: (N, C) float32, anything else a model may be conditioned on.
+        levels: L, where x is 0 to L - 1: 17 for digits, 256 for most pictures; None: continuous.
+        class_names: a name for each class number; made from the numbers where it is not given.
+        binarize, units: see above.
+        split: which part of the data this is.
+        binarize_seed: the seed with which x was binarized, where `binarize` is "fixed".
+        columns: the names of a table's columns.
+
+    Raises:
+        InputError: NaN or infinity, with the first row and column; values outside of the units or levels; labels
+            out of range; shapes or dtypes that do not fit; options that do not go together.
+
+    Example:
+        >>> data = DataSet.from_arrays(torch.rand(10, 8, 8), y=torch.arange(10) % 2, name="noise")
+        >>> data
+        DataSet(noise all, continuous in [0, 1]: 10 x (1, 8, 8), 2 classes)
+        >>> data.batch(torch.tensor([0, 3])).x.shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor | None = None
+    context: Tensor | None = None
+    levels: int | None = None
+    class_names: tuple[str, ...] = ()
+    binarize: Binarize = "none"
+    units: Units = "unit"
+    split: str = "all"
+    binarize_seed: int | None = None
+    columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.binarize not in get_args(Binarize):
+            raise choose("binarize", self.binarize, get_args(Binarize))
+        if self.units not in get_args(Units):
+            raise choose("units", self.units, get_args(Units))
+        self._check_layout()
+        self._check_options()
+        self._check_values()
+        if self.y is not None:
+            self._check_labels(self.y)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        x: Any,
+        y: Any = None,
+        *,
+        context: Any = None,
+        name: str = "data",
+        levels: int | None = None,
+        class_names: Sequence[str] = (),
+        binarize: Binarize = "none",
+        units: Units | None = None,
+        split: str = "all",
+        columns: Sequence[str] = (),
+    ) -> DataSet:
+        """A data set from tensors, arrays or lists, which are converted and checked.
+
+        uint8 images have 256 levels unless `levels` says otherwise; floating-point images and tables (N, D) are
+        continuous unless `levels` is given. An array's channels may come first or last: they are the smaller of
+        axes 1 and 3, and axis 1 where these are equal; a tensor's come first.
+
+        Args:
+            x: (N, D), (N, H, W), (N, C, H, W) or (N, H, W, C).
+            y: (N,) whole numbers; -1 where the label is missing.
+            context: (N, C) numbers.
+            levels: L, where x is 0 to L - 1.
+            units: None stands for "unit" (images, and all data with levels) or "raw" (tables).
+            name, class_names, binarize, split, columns: as in `DataSet`.
+
+        Raises:
+            InputError: as `DataSet`; also fewer than two data.
+        """
+        part = "" if split == "all" else f" ({split})"
+        tensor, levels = as_data(x, where=f"x of {name!r}{part}", levels=levels)
+        if len(tensor) < 2:
+            raise InputError(f"x of {name!r}{part} holds {_count(len(tensor))}; at least two are needed")
+        if units is None:
+            units = "raw" if levels is None and tensor.dim() == 2 else "unit"
+        plain = cls(
+            name=name,
+            x=tensor,
+            y=None if y is None else as_labels(y, where=f"y of {name!r}{part}").to(tensor.device),
+            context=None
+            if context is None
+            else as_context(context, where=f"context of {name!r}{part}").to(tensor.device),
+            levels=levels,
+            class_names=tuple(str(c) for c in class_names),
+            units=units,
+            split=split,
+            columns=tuple(str(c) for c in columns),
+        )
+        return plain if binarize == "none" else plain.with_options(binarize=binarize)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """D, the shape of one datum."""
+        return tuple(self.x.shape[1:])
+
+    @property
+    def classes(self) -> int:
+        """The number of classes; 0 where there are no labels."""
+        return len(self.class_names)
+
+    @property
+    def binary(self) -> bool:
+        """Whether `batch` gives 0 and 1 alone."""
+        return self.binarize != "none" or self.levels == 2
+
+    @property
+    def discrete(self) -> bool:
+        """Whether `batch` gives whole numbers with known levels, so that bits per dimension are defined."""
+        return self.binary or (self.levels is not None and self.units == "levels")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return sum(t.numel() * t.element_size() for t in (self.x, self.y, self.context) if t is not None)
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    @property
+    def description(self) -> str:
+        """The data, the part and the binarization, to be put beside every number: "digits test, fixed binarization
+        (seed 777)"."""
+        return f"{self.name} {self.split}, {self._values()}"
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __repr__(self) -> str:
+        classes = f", {self.classes} classes" if self.classes else ""
+        return f"DataSet({self.description}: {len(self)} x {self.shape}{classes})"
+
+    def batch(self, rows: Tensor | Sequence[int] | None = None) -> Batch:
+        """The data at `rows` (None: all), as float32 in the units that the options say.
+
+        Dynamic binarization draws from the default generator of the device on which the data lie.
+
+        Args:
+            rows: (B,) row numbers from 0 to N - 1.
+        """
+        device = self.x.device
+        if rows is None:
+            rows = torch.arange(len(self), device=device)
+            x, y, context = self.x, self.y, self.context
+        else:
+            rows = torch.as_tensor(rows, dtype=torch.int64, device=device)
+            # ten times faster than x[rows] for a small batch
+            x = self.x.index_select(0, rows)
+            y = None if self.y is None else self.y.index_select(0, rows)
+            context = None if self.context is None else self.context.index_select(0, rows)
+        return Batch(x=self._convert(x), y=y, context=context, rows=rows)
+
+    def fixed(self, seed: int = FIXED_SEED) -> DataSet:
+        """The same data with nothing left to chance: dynamic binarization is drawn now, once for all.
+
+        The draw depends on `seed` and the data alone: it is the same on every device and leaves torch's and NumPy's
+        own generators as they were. A data set that is not binarized dynamically is returned as it is.
+        """
+        return self._drawn(seed) if self.binarize == "dynamic" else self
+
+    def with_options(
+        self, *, binarize: Binarize | None = None, units: Units | None = None, seed: int = FIXED_SEED
+    ) -> DataSet:
+        """The same data under other options; "fixed" draws the binarization with `seed`.
+
+        Raises:
+            InputError: options that do not go together, as `DataSet`; grey levels wanted back after "fixed".
+        """
+        if binarize is not None and binarize not in get_args(Binarize):
+            raise choose("binarize", binarize, get_args(Binarize))
+        wanted: Binarize = self.binarize if binarize is None else binarize
+        scale: Units = self.units if units is None else units
+        if self.binarize == "fixed" and wanted != "fixed":
+            raise InputError(
+                f"binarize={wanted!r} needs the values before binarization, and {self.description!r} has 0 and 1 "
+                "alone; start from the data set as it was loaded"
+            )
+        if self.binarize != "fixed" and wanted == "fixed":
+            return dataclasses.replace(self, binarize="dynamic", units=scale)._drawn(seed)
+        return dataclasses.replace(self, binarize=wanted, units=scale)
+
+    def take(self, rows: Tensor | Sequence[int] | slice) -> DataSet:
+        """The data at `rows`, counted anew from 0."""
+        if isinstance(rows, slice):
+            rows = range(*rows.indices(len(self)))
+        if not isinstance(rows, Tensor):
+            rows = torch.as_tensor(list(rows), dtype=torch.int64)
+        if rows.dtype == torch.bool:
+            rows = rows.nonzero().squeeze(-1)
+        if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < len(self)):
+            raise InputError(
+                f"rows run from {int(rows.min())} to {int(rows.max())}; {self.name!r} has rows 0 to {len(self) - 1}"
+            )
+        rows = rows.to(self.x.device)
+        return self._with_tensors(lambda t: t.index_select(0, rows))
+
+    def to(self, device: torch.device | str) -> DataSet:
+        """The same data on `device`."""
+        return self._with_tensors(lambda t: t.to(device))
+
+    def _with_tensors(self, change: Any) -> DataSet:
+        y = None if self.y is None else change(self.y)
+        context = None if self.context is None else change(self.context)
+        return dataclasses.replace(self, x=change(self.x), y=y, context=context)
+
+    def _top(self) -> int:
+        """The value that stands for 1 in unit units."""
+        return 1 if self.levels is None else self.levels - 1
+
+    def _convert(self, x: Tensor) -> Tensor:
+        top = self._top()
+        if self.binarize == "fixed" or (self.binarize == "none" and self.units != "unit"):
+            return x.to(torch.float32)
+        if self.binarize == "threshold":
+            # of whole numbers, level > top / 2 is level > top // 2, which needs no conversion
+            return (x > (0.5 if self.levels is None else top // 2)).to(torch.float32)
+        # a division, since a product with 1 / top would miss 1 by a rounding
+        unit = x.to(torch.float32) / top if top != 1 else x.to(torch.float32)
+        if self.binarize == "dynamic":
+            # a third of torch.bernoulli's time on a CPU
+            return torch.rand_like(unit).lt_(unit)
+        return unit
+
+    def _drawn(self, seed: int) -> DataSet:
+        # RandomState's stream is frozen by NumPy's policy, and float64 is the same on every machine
+        generator = np.random.RandomState(seed)
+        x = self.x.cpu().numpy()
+        drawn = np.empty(x.shape, dtype=np.uint8)
+        for start in range(0, len(x), _CHUNK):
+            chunk = x[start : start + _CHUNK]
+            drawn[start : start + _CHUNK] = generator.random_sample(chunk.shape) < chunk / np.float64(self._top())
+        return dataclasses.replace(
+            self,
+            x=torch.from_numpy(drawn).to(self.x.device),
+            levels=2,
+            binarize="fixed",
+            units="unit",
+            binarize_seed=seed,
+        )
+
+    def _values(self) -> str:
+        if self.binarize == "fixed":
+            return "fixed binarization" + ("" if self.binarize_seed is None else f" (seed {self.binarize_seed})")
+        if self.binarize != "none":
+            return {"dynamic": "dynamic binarization", "threshold": "binarized at one half"}[self.binarize]
+        if self.levels == 2:
+            return "binary"
+        if self.levels is not None:
+            return f"{self.levels} levels " + ("in [0, 1]" if self.units == "unit" else f"0 to {self.levels - 1}")
+        return "continuous" + (" in [0, 1]" if self.units == "unit" else "")
+
+    def _where(self, argument: str) -> str:
+        return f"{argument} of {self.name!r}" + ("" if self.split == "all" else f" ({self.split})")
+
+    def _check_layout(self) -> None:
+        advice = "DataSet.from_arrays converts what it is given"
+        if not isinstance(self.x, Tensor) or self.x.dtype not in (torch.uint8, torch.float32):
+            kind = self.x.dtype if isinstance(self.x, Tensor) else type(self.x).__name__
+            raise InputError(f"{self._where('x')} is {kind}; give a uint8 or float32 tensor ({advice})")
+        if self.x.dim() < 2 or len(self.x) < 1:
+            raise InputError(
+                f"{self._where('x')} has shape {tuple(self.x.shape)}; give (N, D) or (N, C, H, W) with N of 1 or more"
+            )
+        for argument, tensor, dtype, dims in (
+            ("y", self.y, torch.int64, 1),
+            ("context", self.context, torch.float32, 2),
+        ):
+            if tensor is None:
+                continue
+            if not isinstance(tensor, Tensor) or tensor.dtype != dtype or tensor.dim() != dims:
+                given = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise InputError(f"{self._where(argument)} is {given}; give {dtype} with {dims} axes ({advice})")
+            if len(tensor) != len(self.x):
+                raise InputError(f"{self._where(argument)} has {len(tensor)} rows where x has {len(self.x)}")
+            if tensor.device != self.x.device:
+                raise InputError(f"{self._where(argument)} lies on {tensor.device}, x on {self.x.device}")
+        if self.columns and (self.x.dim() != 2 or len(self.columns) != self.x.shape[1]):
+            raise InputError(
+                f"columns has {len(self.columns)} names where {self._where('x')} has shape {tuple(self.x.shape)}; "
+                "give a name for each column of a table"
+            )
+
+    def _check_options(self) -> None:
+        where = self._where("x")
+        if self.levels is None:
+            if self.x.dtype != torch.float32:
+                raise InputError(f"{where} is uint8 without levels; give levels=256, or how many there are")
+            if self.binarize != "none" and (self.x.dim() == 2 or self.units == "raw"):
+                kind = "a table of continuous numbers" if self.x.dim() == 2 else "continuous in units of its own"
+                raise InputError(
+                    f"binarize={self.binarize!r} does not fit {where}, which is {kind}; use binarize='none', or give "
+                    "levels or images from 0 to 1"
+                )
+            if self.units == "levels":
+                raise InputError(f"units='levels' does not fit {where}, which is continuous; use 'unit' or 'raw'")
+        else:
+            as_levels(self.levels)
+            if self.x.dtype != torch.uint8:
+                raise InputError(f"{where} is float32 with levels={self.levels}; levels are kept as uint8")
+            if self.units == "raw":
+                raise InputError(
+                    f"units='raw' does not fit {where}, which has {self.levels} levels; use 'levels' for 0 to "
+                    f"{self.levels - 1}, or 'unit' for 0 to 1"
+                )
+        if self.binarize != "none" and self.units == "levels":
+            raise InputError(
+                f"units='levels' and binarize={self.binarize!r} exclude each other: binarized data are 0 and 1; leave "
+                "one of them out"
+            )
+        if self.binarize == "fixed" and self.levels != 2:
+            raise InputError("binarize='fixed' holds 0 and 1 drawn before; make it with .fixed(seed) or .with_options")
+
+    def _check_values(self) -> None:
+        where = self._where("x")
+        if self.context is not None:
+            refuse_non_finite(self.context, self._where("context"))
+        if self.levels is not None:
+            if self.levels < 256 and int(self.x.max()) >= self.levels:
+                index = [int(i) for i in (self.x >= self.levels).nonzero()[0]]
+                raise InputError(
+                    f"{where}: {place(index)} is {int(self.x[tuple(index)])}; with levels={self.levels} values run "
+                    f"from 0 to {self.levels - 1}"
+                )
+            return
+        refuse_non_finite(self.x, where, self.columns)
+        if self.units == "unit":
+            low, high = float(self.x.min()), float(self.x.max())
+            if low < 0.0 or high > 1.0:
+                index = [int(i) for i in ((self.x < 0.0) | (self.x > 1.0)).nonzero()[0]]
+                raise InputError(
+                    f"{where} runs from {low:g} to {high:g}, first out of [0, 1] at {place(index, self.columns)}; "
+                    "scale it to [0, 1], give whole numbers with levels (uint8 images have 256), or use units='raw'"
+                )
+
+    def _check_labels(self, y: Tensor) -> None:
+        low, high = int(y.min()), int(y.max())
+        # without names, a number beyond this is no class but a wrong column
+        limit = len(self.class_names) or max(_FEW_CLASSES, len(y))
+        if low < -1 or high >= limit:
+            row = int(((y < -1) | (y >= limit)).nonzero()[0])
+            raise InputError(
+                f"{self._where('y')}: row {row} is {int(y[row])}; labels run from 0 to {limit - 1}, and -1 stands for "
+                "a missing one"
+            )
+        if not self.class_names and high >= 0:
+            object.__setattr__(self, "class_names", tuple(str(c) for c in range(high + 1)))
+
+
+from_arrays = DataSet.from_arrays
+
+
+class DataSplits(NamedTuple):
+    """The part to learn from, and the part to be judged on."""
+
+    train: DataSet
+    test: DataSet
+
+
+def split(
+    dataset: DataSet, fraction: float = 0.2, seed: int = 0, *, names: tuple[str, str] | None = None
+) -> tuple[DataSet, DataSet]:
+    """Two disjoint parts that cover a data set: the rest, and `fraction` of it held out.
+
+    Where there are labels, every class (and the missing labels) is held out in the same proportion, up to one datum.
+    Rows keep their order. The split depends on N, y, `fraction` and `seed` alone.
+
+    Args:
+        fraction: of the data held out, rounded to a whole number of at least one that leaves at least one.
+        names: of the two parts; by default "train" and "test" of a whole data set, "train" and "train held out" of
+            its training part. Fraction and seed are added, since numbers on other splits do not compare.
+
+    Raises:
+        InputError: a fraction outside of (0, 1); fewer than two data.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise InputError(f"fraction={fraction} of the data held out; give a number between 0 and 1, as 0.2")
+    size = len(dataset)
+    if size < 2:
+        raise InputError(f"{dataset.name!r} holds {_count(size)}; at least two are needed for a split")
+    held = min(max(round(size * fraction), 1), size - 1)
+    order = np.random.RandomState(seed).permutation(size)
+    if dataset.y is not None:
+        order = order[np.argsort(dataset.y.cpu().numpy()[order], kind="stable")]
+    # equally spaced along the data sorted by class, which is a fair share of each
+    chosen = np.zeros(size, dtype=bool)
+    chosen[order[(np.arange(held) * 2 + 1) * size // (2 * held)]] = True
+    if names is None:
+        names = ("train", "test") if dataset.split == "all" else (dataset.split, f"{dataset.split} held out")
+    parts = []
+    for mask, name, share in ((~chosen, names[0], 1.0 - fraction), (chosen, names[1], fraction)):
+        part = dataset.take(torch.from_numpy(np.flatnonzero(mask)))
+        parts.append(dataclasses.replace(part, split=f"{name} ({100 * share:g}%, seed {seed})"))
+    return parts[0], parts[1]
+
+
+def _count(size: int) -> str:
+    return {0: "no data", 1: "one datum"}.get(size, f"{size} data")
