@@ -14,12 +14,12 @@ endif
 
 # Options for the program or for pytest:  make demo ARGS="--seed 1",  make test ARGS="-k kl -x"
 ARGS ?=
-# Test processes, one thread each: small tensors gain nothing from more threads
+# Test processes; conftest.py gives each one thread, for small tensors gain nothing from more
 JOBS ?= 2
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
-pytest := OMP_NUM_THREADS=1 $(python) -m pytest -n $(JOBS) --dist worksteal
+pytest := $(python) -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo install test test-all test-all-here lint types format build clean
@@ -72,18 +72,21 @@ clean:
 
 # Each stamp is made once, and again where pyproject.toml has changed since.
 $(VENV)/.created:
-	@interpreter=$$(.ci/find-python $(PYTHONS)) || { echo "Name one that is: make PYTHON=python3.12 ..." >&2; exit 1; }; \
-	set -x; "$$interpreter" -m venv $(VENV)
+	@.ci/find-python $(python) >/dev/null 2>&1 || { \
+	    interpreter=$$(.ci/find-python $(PYTHONS)) || { echo "Name one: make PYTHON=python3.12 ..." >&2; exit 1; }; \
+	    echo "Making $(VENV) with $$interpreter"; \
+	    "$$interpreter" -m venv $(VENV); \
+	}
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml
-	$(pip) install --quiet --editable .
+	$(pip) install --editable .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml
-	$(pip) install --quiet --editable ".[test]"
+	$(pip) install --editable ".[test]"
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml
-	$(pip) install --quiet --editable ".[dev]"
+	$(pip) install --editable ".[dev]"
 	@touch $@ $(VENV)/.installed
