@@ -26,6 +26,7 @@ __all__ = [
     "Decoder",
     "DiagonalNormal",
     "FullRankNormal",
+    "Head",
     "decoder",
     "encoder",
     "flatten_left",
@@ -210,9 +211,7 @@ class ConvEncoder(Body):
             steps.append(activation())
             width = next_width
         height, breadth = _sizes(shape, layers)[-1]
-        self.net = nn.Sequential(
-            *steps, nn.Flatten(), nn.Linear(width * height * breadth, features), activation()
-        )
+        self.net = nn.Sequential(*steps, nn.Flatten(), nn.Linear(width * height * breadth, features), activation())
 
     def body(self, x: Tensor) -> Tensor:
         return flatten_left(self.net, x, 3)
@@ -239,7 +238,11 @@ class Decoder(nn.Module):
 
 
 class ConvDecoder(Body):
-    """Transposed convolutions of stride 2, `ConvEncoder` backwards: (\\*S, N, inputs) -> (\\*S, N, outputs · C, H, W)."""
+    """Transposed convolutions of stride 2, `ConvEncoder` backwards: (\\*S, N, inputs) -> (\\*S, N, P · C, H, W).
+
+    Args:
+        outputs: P.
+    """
 
     def __init__(
         self,
@@ -263,7 +266,8 @@ class ConvDecoder(Body):
         for i in reversed(range(layers)):
             next_width = channels * 2 ** (i - 1) if i > 0 else outputs * shape[0]
             # 2n - 1 + output_padding: exact for odd sizes too
-            padding = tuple(target - (2 * size - 1) for target, size in zip(sizes[i], sizes[i + 1], strict=True))
+            (height, breadth), (small_height, small_breadth) = sizes[i], sizes[i + 1]
+            padding = (height - (2 * small_height - 1), breadth - (2 * small_breadth - 1))
             if residual:
                 steps += [_conv_block(width, activation), activation()]
             steps.append(nn.ConvTranspose2d(width, next_width, 3, stride=2, padding=1, output_padding=padding))
@@ -325,7 +329,7 @@ class BodyEncoder(Encoder):
         shape: D, the shape of x.
         features: width of what `body` returns.
         condition: what else the features depend on.
-        latents: total width of the latents handed over.
+        latents: total width of the latents handed over, vectors (\\*S, N, Z) each.
         image: whether `body` takes images; what is no image is then joined to its features, and mixed by one layer.
         loc, scale: x enters as (x - loc) / scale.
         mask: whether `batch.visible` enters too, as another input a pixel (or channel). Pixels that are not visible
@@ -375,7 +379,7 @@ class BodyEncoder(Encoder):
             x = torch.cat([x, seen.reshape(x.shape)], dim=-len(self.shape))
         if self.condition is not None and self.condition.width:
             others.append(self.condition(batch))
-        others += [z.flatten(-1) for z in latents.values()]
+        others += latents.values()
         if not self.image:
             x = x.flatten(-len(self.shape)) if len(self.shape) > 1 else x
             features: Tensor = self.encoder_body(join(x, *others))
@@ -459,64 +463,80 @@ def _check(kind: str, shape: Sequence[int], hidden: Sequence[int]) -> bool:
     return kind == "conv" or (kind == "residual" and len(shape) == 3)
 
 
-class DiagonalNormal(Conditional):
-    r"""N(m(features), diag s²(features)), carried to the site's support: an amortized diagonal Gaussian.
+class Head(Conditional):
+    """A Gaussian given features, carried to a latent site's support: what a guide makes for each site.
 
-    log s is softly bounded (`soft_bound`). Where the support is not the real line the Gaussian is pushed through
-    torch's bijection to it.
+    Where the support is not the real line the Gaussian lives in the unconstrained space of torch's bijection to it.
+
+    Args:
+        features: F, their width.
+        spec: the site.
+
+    Raises:
+        InputError: no bijection leads to the site's support, as for a discrete one.
     """
 
     def __init__(self, features: int, spec: LatentSpec) -> None:
         super().__init__()
         self.event_shape = spec.event_shape
-        self.support = spec.support
-        self.numel = max(1, spec.event_shape.numel())
+        plain = spec.support.base_constraint if isinstance(spec.support, constraints.independent) else spec.support
+        try:
+            self.transform = None if plain is constraints.real else biject_to(spec.support)
+        except NotImplementedError as error:
+            raise InputError(
+                f"{type(self).__name__} is a Gaussian, and no bijection leads from it to the site's support {plain}"
+            ) from error
+        self.free_shape = (
+            spec.event_shape if self.transform is None else torch.Size(self.transform.inverse_shape(spec.event_shape))
+        )
+        self.numel = self.free_shape.numel()
+
+    def to_support(self, free: TorchDistributionMixin) -> TorchDistributionMixin:
+        """The distribution of events `free_shape`, pushed to the site's support."""
+        if self.transform is None:
+            return free
+        pushed: TorchDistributionMixin = dist.TransformedDistribution(free, [self.transform])
+        return pushed
+
+
+class DiagonalNormal(Head):
+    r"""N(m(features), diag s²(features)), carried to the site's support: an amortized diagonal Gaussian.
+
+    log s is softly bounded (`soft_bound`).
+    """
+
+    def __init__(self, features: int, spec: LatentSpec) -> None:
+        super().__init__(features, spec)
         self.linear = Linear(features, 2 * self.numel)
 
     def forward(self, features: Tensor) -> TorchDistributionMixin:
         loc, raw = self.linear(features).chunk(2, dim=-1)
         scale = soft_bound(raw).exp()
-        if len(self.event_shape) != 1:
-            loc = loc.reshape(*loc.shape[:-1], *self.event_shape)
+        if len(self.free_shape) != 1:
+            loc = loc.reshape(*loc.shape[:-1], *self.free_shape)
             scale = scale.reshape(loc.shape)
-        return _to_support(dist.Normal(loc, scale).to_event(len(self.event_shape)), self.support)
+        return self.to_support(dist.Normal(loc, scale).to_event(len(self.free_shape)))
 
 
-class FullRankNormal(Conditional):
+class FullRankNormal(Head):
     r"""N(m, L Lᵀ) with m and the Cholesky factor L functions of the features: an amortized full-rank Gaussian.
 
     The diagonal of L is exp of softly bounded numbers, so log det L is their sum; below it L is free.
     """
 
-    rows: Tensor
-    columns: Tensor
+    position: Tensor
 
     def __init__(self, features: int, spec: LatentSpec) -> None:
-        super().__init__()
-        self.event_shape = spec.event_shape
-        self.support = spec.support
-        self.numel = max(1, spec.event_shape.numel())
-        if len(spec.event_shape) != 1 and spec.support is not constraints.real:
+        super().__init__(features, spec)
+        if len(self.free_shape) != 1:
             raise InputError(f"a full-rank Gaussian is over vectors; this site has events {tuple(spec.event_shape)}")
         self.linear = Linear(features, 2 * self.numel + self.numel * (self.numel - 1) // 2)
         rows, columns = torch.tril_indices(self.numel, self.numel, offset=-1)
         self.register_buffer("position", rows * self.numel + columns, persistent=False)
 
-    position: Tensor
-
     def forward(self, features: Tensor) -> TorchDistributionMixin:
-        loc, raw, below = self.linear(features).split(
-            [self.numel, self.numel, self.position.numel()], dim=-1
-        )
+        loc, raw, below = self.linear(features).split([self.numel, self.numel, self.position.numel()], dim=-1)
         flat = below.new_zeros(*below.shape[:-1], self.numel * self.numel).index_copy(-1, self.position, below)
         tril = flat.unflatten(-1, (self.numel, self.numel)) + soft_bound(raw).exp().diag_embed()
         normal: TorchDistributionMixin = dist.MultivariateNormal(loc, scale_tril=tril)
-        return _to_support(normal, self.support)
-
-
-def _to_support(base: TorchDistributionMixin, support: constraints.Constraint) -> TorchDistributionMixin:
-    plain = support.base_constraint if isinstance(support, constraints.independent) else support
-    if plain is constraints.real:
-        return base
-    transformed: TorchDistributionMixin = dist.TransformedDistribution(base, [biject_to(support)])
-    return transformed
+        return self.to_support(normal)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 import pyro
@@ -10,8 +10,9 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from ..batch import Batch
-from ..core import Conditional, Encoder, Guide, LatentModel, LatentSpec
+from ..core import Encoder, Guide, LatentModel
 from ..errors import InputError
+from ..networks import Head
 from ..registry import Registry
 
 __all__ = ["Amortized", "guides"]
@@ -31,7 +32,7 @@ class Amortized(Guide):
             answer.
     """
 
-    head: ClassVar[Callable[[int, LatentSpec], Conditional]]
+    head: ClassVar[type[Head]]
 
     def __init__(self, model: LatentModel, encoder: Encoder) -> None:
         super().__init__()
@@ -42,8 +43,7 @@ class Amortized(Guide):
                 f"of {type(model).__name__} is shared by all data"
             )
         self.encoder = encoder
-        head = type(self).head
-        self.heads = nn.ModuleDict({name: head(encoder.features, spec) for name, spec in model.latents.items()})
+        self.heads = nn.ModuleDict({name: self.head(encoder.features, spec) for name, spec in model.latents.items()})
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         with pyro.plate("data", batch.size, dim=-1):
