@@ -1,4 +1,4 @@
-"""Deep latent-variable models as Pyro programs: any model, any guide, any objective, and whether to trust the result."""
+"""Deep latent-variable models as Pyro programs: any model, guide and objective, and whether to trust the result."""
 
 from . import guides, likelihoods, models, networks, objectives, priors
 from .batch import Batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     @property
     def size(self) -> int:
         """N, the number of data. (`len` of a named tuple is its number of fields.)"""
-        for tensor in self._tensors():
+        for tensor in self._tensors().values():
             return tensor.shape[0]
         if self.n is None:
             raise ValueError("an empty Batch has no size: give it x, y, context or n")
@@ -49,11 +49,13 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
-        return Batch(*(f.to(device) if isinstance(f, Tensor) else f for f in self))
+        fields: dict[str, Any] = {name: tensor.to(device) for name, tensor in self._tensors().items()}
+        return self._replace(**fields)
 
     def take(self, rows: Tensor | slice) -> Batch:
         """The batch of the data at `rows` of this one."""
-        return Batch(*(f[rows] if isinstance(f, Tensor) else f for f in self))._replace(n=None)
+        fields: dict[str, Any] = {name: tensor[rows] for name, tensor in self._tensors().items()}
+        return Batch(**fields)
 
-    def _tensors(self) -> list[Tensor]:
-        return [f for f in self[:6] if isinstance(f, Tensor)]
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}

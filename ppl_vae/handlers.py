@@ -31,7 +31,7 @@ class _Scale(Messenger):
             msg["scale"] = self.scale * msg["scale"]
 
 
-class scale_latents(_Scale):  # noqa: N801  (a handler is used like a function)
+class scale_latents(_Scale):
     r"""Scale log p and log q of every latent site by β, so that plain Pyro losses train a β-VAE.
 
     .. math:: E_q[\log p(x \mid z)] - \beta \, \mathrm{KL}(q(z \mid x) \,\|\, p(z))
@@ -46,7 +46,8 @@ class scale_latents(_Scale):  # noqa: N801  (a handler is used like a function)
     Example:
         >>> svi = SVI(scale_latents(4.0)(model), scale_latents(4.0)(guide), optim, Trace_ELBO())  # doctest: +SKIP
 
-    Reference: Higgins et al., β-VAE: Learning basic visual concepts with a constrained variational framework, ICLR 2017.
+    Reference: Higgins et al., β-VAE: Learning basic visual concepts with a constrained variational framework,
+    ICLR 2017.
     """
 
     def __init__(self, beta: float | Tensor) -> None:
@@ -56,7 +57,7 @@ class scale_latents(_Scale):  # noqa: N801  (a handler is used like a function)
         return not msg["is_observed"]
 
 
-class scale_data(_Scale):  # noqa: N801
+class scale_data(_Scale):
     r"""Scale every term inside the data plate by N/B, so that a minibatch of B data stands for all N.
 
     Sites outside of the plate, the global latents, keep their weight: the loss of a minibatch is then an unbiased

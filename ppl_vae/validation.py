@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyro.distributions.util
 import pyro.infer.util
@@ -14,7 +15,7 @@ from torch.distributions import Distribution
 __all__ = ["validation"]
 
 _lock = threading.RLock()
-_PYRO_FLAGS = (pyro.distributions.util, pyro.infer.util, pyro.poutine.util)
+_PYRO_FLAGS: tuple[Any, ...] = (pyro.distributions.util, pyro.infer.util, pyro.poutine.util)
 
 
 @contextmanager

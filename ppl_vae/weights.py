@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple, TypeAlias
 
 import pyro
@@ -187,9 +187,13 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
     for name, site in latent.items():
         ours, theirs = site["fn"].event_shape, proposed[name]["fn"].event_shape
         if tuple(ours) != tuple(theirs):
-            raise InputError(f"site {name!r} has events of shape {tuple(ours)} in the model, {tuple(theirs)} in the guide")
+            raise InputError(
+                f"site {name!r} has events of shape {tuple(ours)} in the model, {tuple(theirs)} in the guide"
+            )
         if _per_datum(site) != _per_datum(proposed[name]):
-            raise InputError(f"site {name!r} lies inside the data plate in one of model and guide, outside in the other")
+            raise InputError(
+                f"site {name!r} lies inside the data plate in one of model and guide, outside in the other"
+            )
 
 
 def _refuse_scales(*traces: Trace) -> None:
@@ -228,17 +232,9 @@ def _enumeration(
         with _quiet_rng(guide, args), torch.no_grad():
             sites = _samples(poutine.trace(guide).get_trace(*args, **kwargs))
             known = any(site["infer"].get("enumerate") == "parallel" for _, site in sites)
-        with _ignored(TypeError):
+        with suppress(TypeError):
             _enumerates[guide] = known
     return poutine.enum(first_available_dim=-3) if known else nullcontext()
-
-
-@contextmanager
-def _ignored(error: type[BaseException]) -> Iterator[None]:
-    try:
-        yield
-    except error:
-        pass
 
 
 @contextmanager
@@ -306,9 +302,10 @@ def _score(model_trace: Trace, guide_trace: Trace, particles: int) -> LogWeights
 
 def _samples(trace: Trace) -> list[tuple[str, Any]]:
     """The sites that carry probability: no plates' own sites, no `pyro.deterministic`."""
+    nodes: Mapping[str, Any] = trace.nodes
     return [
         (name, site)
-        for name, site in trace.nodes.items()
+        for name, site in nodes.items()
         if site["type"] == "sample"
         and type(site["fn"]).__name__ != "_Subsample"
         and not site["infer"].get("_deterministic")

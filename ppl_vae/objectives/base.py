@@ -79,7 +79,7 @@ class Objective(PyroELBO, nn.Module):
         """The loss, with its gradients added to the parameters'. Unlike Pyro's losses it does not ask the store
         whether there is anything to differentiate."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.item()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:

@@ -70,7 +70,7 @@ class ELBO(Objective):
         w = self.weights(model, guide, *args, **kwargs)
         self.refuse_rigid(w)
         kl = self._kl(w)
-        # with weight 1 exactly, no multiplication: the value equals Pyro's to the last bit
+        # a product with 1 is exact, so that β = 1 has Pyro's value to rounding
         loss = self._mean(w, self.beta * self.kl_weight * kl - w.log_likelihood)
         with torch.no_grad():
             log_likelihood = self._mean(w, w.log_likelihood)

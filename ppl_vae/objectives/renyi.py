@@ -38,7 +38,9 @@ class Renyi(Objective):
         if not (isinstance(alpha, int | float) and math.isfinite(alpha)):
             raise InputError(f"alpha={alpha!r} must be a finite number")
         if alpha == 1:
-            raise InputError("alpha=1 is the ELBO, where this bound's formula divides by 0: use the objective ELBO ('elbo')")
+            raise InputError(
+                "alpha=1 is the ELBO, where this bound's formula divides by 0: use the objective ELBO ('elbo')"
+            )
         self.alpha = float(alpha)
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
