@@ -63,8 +63,8 @@ format: $(VENV)/.installed-dev
 	$(python) -m ruff check --fix
 	$(python) -m ruff format
 
-build: $(VENV)/.created
-	$(pip) wheel --quiet --no-deps --wheel-dir dist .
+build: $(VENV)/.installed-dev
+	$(python) -m build
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
