@@ -23,6 +23,8 @@ class NonFiniteLossError(RuntimeError):
 def choose(argument: str, value: object, options: Iterable[str]) -> InputError:
     """The error for a name that is not among `options`, with the nearest names first."""
     names = sorted(options)
-    near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
+    # upper and lower case are no difference to a person: 'MNIST' is near 'mnist'
+    lower = {name.lower(): name for name in names}
+    near = [lower[match] for match in difflib.get_close_matches(str(value).lower(), lower, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(repr(name) for name in near)}? " if near else ""
     return InputError(f"{argument}={value!r} is not known; {hint}choose one of: {', '.join(names)}")

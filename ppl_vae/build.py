@@ -1,0 +1,215 @@
+"""A model and a guide from names and sizes: what the command line asks for, and what a saved run says of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from .core import Guide, LatentModel
+from .data import DataSet
+from .errors import InputError, choose
+from .guides import guides
+from .likelihoods import Likelihood, likelihoods
+from .models import models
+from .networks import Condition, decoder, encoder, kinds
+from .objectives import Objective, objectives
+
+__all__ = ["DataSpec", "PairConfig", "build", "build_objective", "units_for"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """What a pair of model and guide is made of. All of it is JSON.
+
+    Args:
+        model, guide, likelihood: names, see `ppl-vae list`.
+        network: "mlp", "conv" or "residual", of encoder and decoder.
+        latent: dimensions of z.
+        hidden: widths of the hidden layers from x to the features; the decoder has them backwards.
+
+    Raises:
+        InputError: an unknown name, a size that is none.
+    """
+
+    model: str = "vae"
+    guide: str = "mean-field"
+    likelihood: str = "bernoulli"
+    network: Literal["mlp", "conv", "residual"] = "mlp"
+    latent: int = 8
+    hidden: tuple[int, ...] = (256,)
+
+    def __post_init__(self) -> None:
+        for kind, registry in (("model", models), ("guide", guides), ("likelihood", likelihoods)):
+            if getattr(self, kind) not in registry:
+                raise choose(kind, getattr(self, kind), registry)
+        if self.network not in kinds:
+            raise choose("network", self.network, kinds)
+        if not isinstance(self.latent, int) or isinstance(self.latent, bool) or self.latent < 1:
+            raise InputError(f"latent={self.latent!r} must be a whole number, 1 or more")
+        if not self.hidden or any(not isinstance(width, int) or width < 1 for width in self.hidden):
+            raise InputError(f"hidden={self.hidden!r} must be one width or more, each 1 or more")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> PairConfig:
+        """Raises `InputError` for a name that is no setting."""
+        return _from_json(cls, values)
+
+    def to_json(self) -> dict[str, Any]:
+        return _to_json(self)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What must be known of data to build a pair for them. All of it is JSON, so that a saved run is rebuilt without
+    its data.
+
+    Args:
+        name: of the data set.
+        description: the data, the part and the binarization, as it stands beside numbers.
+        shape: D.
+        levels: of the values that a batch holds; None: continuous.
+        units: of the values that a batch holds, "binary", "unit", "levels" or "real".
+        class_names: of `batch.y`; empty where there is none.
+        context: width of `batch.context`, 0 where there is none.
+    """
+
+    name: str
+    description: str
+    shape: tuple[int, ...]
+    levels: int | None = None
+    units: str = "real"
+    class_names: tuple[str, ...] = field(default=())
+    context: int = 0
+
+    @classmethod
+    def of(cls, data: DataSet) -> DataSpec:
+        units = "binary" if data.binary else "real" if data.units == "raw" else data.units
+        return cls(
+            name=data.name,
+            description=data.description,
+            shape=data.shape,
+            levels=2 if data.binary else data.levels,
+            units=units,
+            class_names=data.class_names,
+            context=0 if data.context is None else data.context.shape[1],
+        )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DataSpec:
+        """Raises `InputError` for a name that is no setting."""
+        return _from_json(cls, values)
+
+    def to_json(self) -> dict[str, Any]:
+        return _to_json(self)
+
+
+def units_for(likelihood: str, data: DataSet) -> Literal["unit", "levels", "raw"]:
+    """The units in which a likelihood wants these data: those of its support, and for a Gaussian of unit variance
+    the levels, where 1 is small."""
+    if data.levels is None:
+        return data.units
+    return "levels" if likelihoods.get(likelihood).units == "levels" or likelihood == "gaussian" else "unit"
+
+
+def build(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentModel, Guide]:
+    """The pair, sized for the data and in their units.
+
+    Args:
+        config: its parts.
+        data: training data, whose averages then standardize what goes into the encoder and comes out of the decoder;
+            or only their specification, for a pair whose saved weights will be loaded.
+
+    Raises:
+        InputError: parts that do not fit the data or each other.
+    """
+    spec = data if isinstance(data, DataSpec) else DataSpec.of(data)
+    likelihood = _likelihood(config.likelihood, spec)
+    x = None
+    if isinstance(data, DataSet):
+        x = data.fixed().batch().x
+        assert x is not None
+        likelihood.check(x, f"x of {data.description!r}")
+        likelihood.standardize(x)
+    model_class = models.get(config.model)
+    given: dict[str, Any] = {}
+    if "condition" in inspect.signature(model_class).parameters:
+        if not spec.class_names and not spec.context:
+            raise InputError(
+                f"model={config.model!r} is conditioned on labels or a context, and {spec.description!r} has neither; "
+                "use model='vae', or data with a label column"
+            )
+        given["condition"] = Condition(len(spec.class_names), spec.context)
+    width = given["condition"].width if given else 0
+    loc, scale = _standardization(x, spec.shape)
+    features = encoder(config.network, spec.shape, config.hidden, loc=loc, scale=scale, **given)
+    decode = decoder(
+        config.network,
+        config.latent + width,
+        spec.shape,
+        likelihood.parameters_per_element,
+        tuple(reversed(config.hidden)) if config.network == "mlp" else config.hidden,
+    )
+    model = model_class(decode, likelihood, config.latent, **given)  # type: ignore[call-arg]
+    guide = guides.get(config.guide)(model, features)  # type: ignore[call-arg]
+    return model, guide
+
+
+def build_objective(name: str, **options: Any) -> Objective:
+    """An objective by name, with the options that were given (those that are None were not).
+
+    Raises:
+        InputError: an unknown name; an option that this objective does not take; a value that it refuses.
+    """
+    part = objectives.get(name)
+    takes = [key for key in inspect.signature(part).parameters if key != "self"]
+    given = {key: value for key, value in options.items() if value is not None}
+    for key, value in given.items():
+        if key not in takes:
+            raise InputError(f"{key}={value!r} does not fit objective={name!r}, which takes {', '.join(takes)}")
+    return part(**given)
+
+
+def _likelihood(name: str, spec: DataSpec) -> Likelihood:
+    part = likelihoods.get(name)
+    offered: dict[str, Any] = {"shape": spec.shape}
+    takes = inspect.signature(part).parameters
+    if "levels" in takes:
+        if spec.levels is None:
+            raise InputError(
+                f"likelihood={name!r} is over a data set's levels, and {spec.description!r} is continuous; use "
+                "'gaussian-learned' or 'student-t'"
+            )
+        offered["levels"] = spec.levels
+    if "floor" in takes:
+        # one level in the units of the data; a hundredth of a unit for what has no levels
+        offered["floor"] = 0.01 if spec.levels is None else 1.0 / (spec.levels - 1 if spec.units == "unit" else 1)
+    return part(**offered)
+
+
+def _standardization(x: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of what the encoder sees: of each column of a table, of all pixels of images."""
+    size = shape if len(shape) == 1 else ()
+    if x is None:
+        return torch.zeros(size), torch.ones(size)
+    loc, scale = (x.mean(0), x.std(0)) if len(shape) == 1 else (x.mean(), x.std())
+    return loc, torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def _to_json(config: Any) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+
+
+def _from_json(cls: type[T], values: Mapping[str, Any]) -> T:
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for name in values:
+        if name not in names:
+            raise choose("setting", name, names)
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

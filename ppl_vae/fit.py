@@ -1,0 +1,428 @@
+"""Train a pair of model and guide by stochastic variational inference."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from .batch import Batch
+from .checkpoint import FORMAT, Checkpoints, read_json, write_json
+from .data import DataSet
+from .errors import InputError, RunError, choose
+from .likelihoods import Likelihood
+from .loader import Data, as_data
+from .networks import set_precision
+from .objectives import ELBO, Objective
+from .trainer import Callback, EpochEnd, Job, Outcome, Schedule, Settings, Stopped, train, train_remote
+
+__all__ = ["Callback", "EpochEnd", "FitResult", "fit", "resolve_device"]
+
+RUN = "run.json"
+_LR_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+}
+
+
+@dataclass
+class FitResult:
+    """A trained pair and how it went.
+
+    Args:
+        model, guide, objective: the modules that were given, trained, on `device`.
+        history: a row for each epoch: epoch, step, loss, elbo, kl, log_likelihood (and bound), their val_ counterparts,
+            lr, seconds. All but epoch, step, lr and seconds are in nats a datum, means over the epoch's batches; val_
+            are of the validation data after the epoch.
+        epochs, steps: done in all, before a resumption too.
+        seconds: spent in training, likewise.
+        stopped: "finished", "early" (validation got no better for `patience` epochs), "interrupted" (Ctrl-C) or
+            "callback".
+        best_epoch: the epoch with the best validation ELBO, from 1; None without validation.
+        run_dir: the run folder, if one was asked for.
+        data: what it was trained on, in words.
+    """
+
+    model: nn.Module
+    guide: nn.Module
+    objective: Objective
+    history: list[dict[str, float]]
+    epochs: int
+    steps: int
+    seconds: float
+    stopped: Stopped
+    best_epoch: int | None
+    run_dir: Path | None
+    device: torch.device
+    data: str
+
+    @property
+    def elbo(self) -> float:
+        """The last epoch's mean ELBO on the training batches, nats a datum."""
+        return self.history[-1]["elbo"] if self.history else math.nan
+
+
+def fit(
+    model: nn.Module,
+    guide: nn.Module,
+    data: DataSet | Batch | Tensor | Data,
+    objective: Objective | None = None,
+    *,
+    epochs: int = 50,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    device: str | torch.device = "auto",
+    precision: Literal["32", "bf16"] = "32",
+    seed: int = 0,
+    run_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    schedule: Schedule = "joint",
+    guide_steps: int = 1,
+    validation: DataSet | Batch | Tensor | Data | None = None,
+    patience: int | None = None,
+    warmup: int = 0,
+    clip: float | None = None,
+    lr_schedule: Literal["constant", "cosine"] | Callable[[float], float] = "constant",
+    optimizer: Callable[..., Optimizer] | None = None,
+    devices: int = 1,
+    stream: bool | Literal["auto"] = "auto",
+    checkpoint_every: int = 1,
+    tensorboard: bool = True,
+    callbacks: Sequence[Callback] = (),
+    progress: bool | Progress = True,
+    description: str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> FitResult:
+    r"""Maximize an objective over the parameters θ of a model and φ of its guide.
+
+    .. math:: \max_{θ, φ} \frac1N \sum_n \mathrm{ELBO}(x_n; θ, φ)
+
+    What is minimized is the mean loss of a batch, so that `lr` and `clip` do not depend on its size. The global
+    random state is left as it was; the run depends on `seed`, the data and the parameters it starts from.
+
+    Args:
+        model, guide: modules obeying the plate rule, see `core`. They are trained in place.
+        data: N data. Kept on the device where they fit, otherwise streamed to it.
+        objective: what is maximized; `ELBO()` if None.
+        epochs: passes over the data, in a new order each; the last partial batch of a pass is left out.
+        batch_size: B, over all devices.
+        lr: learning rate.
+        device: "auto" (a CUDA GPU if there is one), "cpu", "cuda", "cuda:1".
+        precision: "32", or "bf16" for matrix products in bfloat16 and everything else in float32.
+        seed: of the data's order and of all noise.
+        run_dir: folder for logs (metrics.csv, TensorBoard) and checkpoints; None writes nothing.
+        resume: go on from the run folder's last checkpoint, with the numbers of a run that never stopped.
+        overwrite: replace an earlier run in `run_dir`.
+        schedule: "joint" improves θ and φ together. "alternating" is the lecture's first algorithm: for every batch
+            hold θ and bring q to the posterior with `guide_steps` steps, then hold q and improve θ by one.
+        validation: data on which the objective is watched after each epoch.
+        patience: stop when the validation ELBO has not got better for so many epochs, and put back the best epoch's
+            weights. Without it the last epoch's stay.
+        warmup: epochs over which the KL's weight rises linearly from 0 to 1.
+        clip: largest norm of all gradients together, of the batch's mean loss.
+        lr_schedule: "constant", "cosine" (to 0 at the end), or a function of the fraction done to a factor on `lr`.
+        optimizer: called with parameter groups and ``lr=``; Adam, with fused updates, if None.
+        devices: number of processes, each with a device of its own (several CPU processes for trying it out); their
+            gradients are averaged. Scripts need ``if __name__ == "__main__":`` then.
+        stream: True leaves the data where they are and copies each batch; "auto" does so where they do not fit.
+        checkpoint_every: epochs between checkpoints; one is always written at the end.
+        tensorboard: whether event files are written beside metrics.csv.
+        callbacks: called with an `EpochEnd` after each epoch; one that returns True stops the run.
+        progress: a progress bar, or a rich `Progress` on which to put one.
+        description: the bar's text.
+        config: kept in run.json, for those who open the run later.
+
+    Returns:
+        `FitResult`.
+
+    Raises:
+        InputError: an argument that cannot be used, a pair that breaks a rule, data outside of the likelihood's
+            support, a run folder that holds another run.
+        RunError: `resume` of a folder without a usable checkpoint, or with other settings.
+        NonFiniteLossError: the loss became NaN or infinite; step, rows and first bad tensor are named.
+        OSError: a checkpoint could not be written; the one before is whole.
+    """
+    objective = ELBO() if objective is None else objective
+    for name, part, kind in (
+        ("model", model, nn.Module),
+        ("guide", guide, nn.Module),
+        ("objective", objective, Objective),
+    ):
+        if not isinstance(part, kind):
+            raise InputError(f"{name} is a {type(part).__name__}; give a {kind.__name__}")
+    train_data = as_data(data)
+    held_out = None if validation is None else as_data(validation, "validation")
+    if callable(lr_schedule):
+        factor, schedule_name = lr_schedule, getattr(lr_schedule, "__qualname__", repr(lr_schedule))
+    elif lr_schedule in _LR_SCHEDULES:
+        factor, schedule_name = _LR_SCHEDULES[lr_schedule], lr_schedule
+    else:
+        raise choose("lr_schedule", lr_schedule, _LR_SCHEDULES)
+    settings = Settings(
+        epochs=_whole("epochs", epochs, 1),
+        batch_size=_whole("batch_size", batch_size, 1),
+        lr=_positive("lr", lr),
+        seed=_whole("seed", seed, 0),
+        schedule=schedule,
+        guide_steps=_whole("guide_steps", guide_steps, 1),
+        patience=None if patience is None else _whole("patience", patience, 1),
+        warmup=_whole("warmup", warmup, 0),
+        clip=None if clip is None else _positive("clip", clip),
+        lr_schedule=schedule_name,
+        optimizer="Adam" if optimizer is None else getattr(optimizer, "__qualname__", type(optimizer).__name__),
+        precision=precision,
+        devices=_whole("devices", devices, 1),
+    )
+    _whole("checkpoint_every", checkpoint_every, 1)
+    _check_settings(settings, objective, train_data, held_out)
+    where = resolve_device(device)
+    if stream not in (True, False, "auto"):
+        raise choose("stream", stream, ("auto", "True", "False"))
+    _check_support(model, train_data, "data")
+    if held_out is not None:
+        _check_support(model, held_out, "validation")
+    folder = None if run_dir is None else Path(run_dir)
+    if resume and folder is None:
+        raise InputError("resume=True needs run_dir, the folder of the run to go on with")
+
+    job = Job(
+        model=model,
+        guide=guide,
+        objective=objective,
+        data=train_data,
+        validation=held_out,
+        settings=settings,
+        lr_factor=factor,
+        optimizer=_fused_adam if optimizer is None else optimizer,
+        run_dir=folder,
+        resume=resume,
+        stream=_too_large(train_data, where) if stream == "auto" else stream,
+        checkpoint_every=checkpoint_every,
+        tensorboard=tensorboard,
+        callbacks=tuple(callbacks),
+        progress=progress,
+        description=description or f"{type(model).__name__} / {type(guide).__name__} / {type(objective).__name__}",
+    )
+    _try_once(job, where)
+    if folder is not None:
+        _open_folder(folder, job, resume, overwrite, config)
+    set_precision(model, precision)
+    set_precision(guide, precision)
+    try:
+        outcome = _launch(job, where)
+    finally:
+        set_precision(model, "32")
+        set_precision(guide, "32")
+    model.eval()
+    guide.eval()
+    return FitResult(
+        model=model,
+        guide=guide,
+        objective=objective,
+        history=outcome.history,
+        epochs=outcome.epochs,
+        steps=outcome.steps,
+        seconds=outcome.seconds,
+        stopped=outcome.stopped,
+        best_epoch=outcome.best_epoch,
+        run_dir=folder,
+        device=where,
+        data=train_data.description,
+    )
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device meant by "auto", "cpu", "cuda" or "cuda:1"; raises `InputError` for one that is not there."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise choose("device", str(device), ("auto", "cpu", "cuda")) from error
+    if wanted.type not in ("cpu", "cuda"):
+        raise choose("device", str(device), ("auto", "cpu", "cuda"))
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted.type == "cuda" and (wanted.index or 0) >= there:
+        raise InputError(
+            f"device={str(device)!r} is not there: torch {torch.__version__} sees {there} CUDA GPUs; use 'cpu' or 'auto'"
+        )
+    return wanted
+
+
+def _launch(job: Job, device: torch.device) -> Outcome:
+    # imported here: it takes longer than all the rest together
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    count = job.settings.devices
+    devices_here = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices_here):
+        if count == 1:
+            wanted: Any = [device.index or 0] if device.type == "cuda" else 1
+            fabric = Fabric(accelerator=device.type, devices=wanted)
+            fabric.launch()
+            _seed(job.settings.seed, 0)
+            return train(fabric, job)
+        strategy = DDPStrategy(start_method="spawn", find_unused_parameters=True)
+        fabric = Fabric(accelerator=device.type, devices=count, strategy=strategy)
+        outcome: Outcome = fabric.launch(_remote, job)
+    _load(job, outcome)
+    return outcome
+
+
+def _remote(fabric: Any, job: Job) -> Outcome:
+    if fabric.global_rank > 0:
+        job.progress = False
+    _seed(job.settings.seed, fabric.global_rank)
+    return train_remote(fabric, job)
+
+
+def _seed(seed: int, rank: int) -> None:
+    # noise of each process is its own, and none of it is the noise of another seed's run
+    torch.manual_seed(seed + 1_000_003 * rank)
+
+
+def _load(job: Job, outcome: Outcome) -> None:
+    for prefix, module in (("model.", job.model), ("guide.", job.guide), ("objective.", job.objective)):
+        part = {name.removeprefix(prefix): t for name, t in outcome.weights.items() if name.startswith(prefix)}
+        module.load_state_dict(part)
+
+
+def _fused_adam(groups: Any, lr: float) -> Optimizer:
+    return Adam(groups, lr=lr, fused=True)
+
+
+def _try_once(job: Job, device: torch.device) -> None:
+    """Run one small batch through the objective before anything is written, so that a pair that cannot be trained
+    leaves no trace. Its first call checks the pair under validation."""
+    for part in (job.model, job.guide, job.objective):
+        part.to(device)
+    rows = torch.arange(min(2, len(job.data)))
+    batch = job.data.take(rows).batch().to(device)
+    devices = [device] if device.type == "cuda" else []
+    buffers = {name: b.clone() for name, b in job.objective.named_buffers()}
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        loss = job.objective.terms(job.model, job.guide, batch).loss
+    for name, buffer in job.objective.named_buffers():
+        buffer.copy_(buffers[name])
+    if tuple(loss.shape) != (batch.size,):
+        raise InputError(
+            f"{type(job.objective).__name__}.terms returned a loss of shape {tuple(loss.shape)}; one value a datum, "
+            f"({batch.size},), belongs there"
+        )
+
+
+def _too_large(data: Data, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return data.nbytes > free // 2
+
+
+def _check_settings(settings: Settings, objective: Objective, data: Data, validation: Data | None) -> None:
+    if len(data) < 2:
+        raise InputError(f"data has {len(data)} datum; at least two are needed")
+    if settings.batch_size > len(data):
+        raise InputError(
+            f"batch_size={settings.batch_size} is larger than the data, {len(data)} in {data.description!r}; "
+            f"give {len(data)} or less"
+        )
+    if settings.batch_size % settings.devices:
+        raise InputError(
+            f"batch_size={settings.batch_size} does not split evenly over devices={settings.devices}; give a multiple"
+        )
+    if settings.schedule not in ("joint", "alternating"):
+        raise choose("schedule", settings.schedule, ("joint", "alternating"))
+    if settings.precision not in ("32", "bf16"):
+        raise choose("precision", settings.precision, ("32", "bf16"))
+    if settings.patience is not None and validation is None:
+        raise InputError(f"patience={settings.patience} watches validation data: give validation=")
+    if settings.warmup and not hasattr(objective, "kl_weight"):
+        raise InputError(
+            f"warmup={settings.warmup} raises the weight of a KL, and {type(objective).__name__} has none; use ELBO, "
+            "or warmup=0"
+        )
+
+
+def _check_support(model: nn.Module, data: Data, argument: str) -> None:
+    likelihood = getattr(model, "likelihood", None)
+    if not isinstance(likelihood, Likelihood):
+        return
+    fixed = data.fixed()
+    for rows in torch.arange(len(fixed)).split(10_000):
+        batch = fixed.take(rows).batch()
+        if batch.x is not None:
+            # what is not observed is 0 by contract, and 0 lies in every support
+            likelihood.check(batch.x, argument)
+
+
+def _open_folder(folder: Path, job: Job, resume: bool, overwrite: bool, config: Mapping[str, Any] | None) -> None:
+    """Make the run folder, or see that it is the one to go on with."""
+    if resume:
+        if not (folder / RUN).exists():
+            raise RunError(f"run_dir={str(folder)!r} is not a run folder (it has no {RUN}): nothing to resume")
+        found = read_json(folder / RUN).get("format")
+        if found != FORMAT:
+            raise RunError(f"run_dir={str(folder)!r} has format {found!r} and this version of ppl_vae reads {FORMAT}")
+        Checkpoints(folder / "checkpoints").latest()
+        return
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"run_dir={str(folder)!r} is a file; give a folder")
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / RUN).exists():
+            raise InputError(f"run_dir={str(folder)!r} holds files that are no run's; give another folder")
+        if not overwrite:
+            raise InputError(
+                f"run_dir={str(folder)!r} holds an earlier run; go on with it by resume=True, replace it by "
+                "overwrite=True (--resume, --overwrite), or give another folder"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(
+        folder / RUN,
+        {
+            "format": FORMAT,
+            "versions": _versions(),
+            "model": type(job.model).__qualname__,
+            "guide": type(job.guide).__qualname__,
+            "objective": {"class": type(job.objective).__qualname__, "repr": job.objective.extra_repr()},
+            "data": {"description": job.data.description, "size": len(job.data)},
+            "training": asdict(job.settings),
+            **(config or {}),
+        },
+    )
+
+
+def _versions() -> dict[str, str]:
+    names = ("ppl_vae", "torch", "pyro-ppl", "arviz", "numpy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _whole(name: str, value: object, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name}={value!r} must be a whole number, {least} or more")
+    return value
+
+
+def _positive(name: str, value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+        raise InputError(f"{name}={value!r} must be a positive number")
+    return float(value)

@@ -1,0 +1,181 @@
+"""Run folders: what `fit` wrote, opened again in another process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .build import DataSpec, PairConfig, build, build_objective
+from .checkpoint import FORMAT, Checkpoints, read_json
+from .core import Guide, LatentModel
+from .data import DataSet, DataSplits, load
+from .errors import InputError, RunError
+from .objectives import Objective
+
+__all__ = ["Run", "load_weights", "open_run", "run_config"]
+
+RUN = "run.json"
+
+
+@dataclass
+class Run:
+    """A run folder, its pair rebuilt and its weights loaded.
+
+    Args:
+        path: the folder.
+        config: run.json.
+        pair: what the pair is made of.
+        spec: what it was built for.
+        model, guide, objective: in evaluation mode, on the CPU.
+        history: a row for each epoch, see `FitResult`.
+        state: the checkpoint's: epoch, step, seconds, best_epoch, ...
+        checkpoint: which of the run's checkpoints was read.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    pair: PairConfig
+    spec: DataSpec
+    model: LatentModel
+    guide: Guide
+    objective: Objective
+    history: list[dict[str, float]]
+    state: dict[str, Any]
+    checkpoint: Path
+
+    @property
+    def seconds(self) -> float:
+        """Training time in seconds."""
+        return float(self.state["seconds"])
+
+    def data(self, data_dir: str | os.PathLike[str] | None = None) -> DataSplits:
+        """The data of the run, loaded anew with its options.
+
+        Args:
+            data_dir: where torchvision's sets are; None: where they were.
+
+        Raises:
+            InputError: the data are not there any more, or have another shape.
+        """
+        options = dict(self.config["data_options"])
+        if data_dir is not None:
+            options["data_dir"] = os.fspath(data_dir)
+        splits = load(options.pop("data"), **options)
+        if splits.train.shape != self.spec.shape:
+            raise InputError(
+                f"the data {splits.train.description!r} have shape {splits.train.shape}, and {self.path} was trained "
+                f"on {self.spec.shape}"
+            )
+        return splits
+
+
+def run_config(
+    pair: PairConfig,
+    data: DataSet,
+    data_options: Mapping[str, Any],
+    objective: str,
+    objective_options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What `fit(config=...)` must be given so that `open_run` can rebuild the pair.
+
+    Args:
+        pair: what it is made of.
+        data: training data.
+        data_options: the arguments of `ppl_vae.data.load`, its first one under "data".
+        objective, objective_options: see `build_objective`.
+    """
+    return {
+        "pair": pair.to_json(),
+        "spec": DataSpec.of(data).to_json(),
+        "data_options": dict(data_options),
+        "objective_name": objective,
+        "objective_options": {k: v for k, v in objective_options.items() if v is not None},
+    }
+
+
+def open_run(path: str | os.PathLike[str], best: bool = True) -> Run:
+    """Open a run folder that the command line, or `fit` with `run_config`, has written.
+
+    Args:
+        path: the folder.
+        best: read the checkpoint with the best validation if early stopping was asked for; otherwise the last one.
+
+    Raises:
+        RunError: not a run folder, truncated, of another version, or trained from modules of a person's own (build
+            them as before and call `load_weights`).
+    """
+    folder = Path(path)
+    config = _read_config(folder)
+    missing = [key for key in ("pair", "spec", "data_options", "objective_name") if key not in config]
+    if missing:
+        raise RunError(
+            f"{folder} was trained from modules made in a program ({config.get('model')}, {config.get('guide')}): "
+            "make them there and call ppl_vae.load_weights(folder, model, guide)"
+        )
+    try:
+        pair, spec = PairConfig.from_json(config["pair"]), DataSpec.from_json(config["spec"])
+        model, guide = build(pair, spec)
+        objective = build_objective(config["objective_name"], **config.get("objective_options", {}))
+    except (InputError, TypeError) as error:
+        raise RunError(f"{folder / RUN} describes a pair that cannot be built: {error}") from error
+    patience = config.get("training", {}).get("patience")
+    state, checkpoint = _load(folder, {"model": model, "guide": guide, "objective": objective}, best and bool(patience))
+    return Run(
+        path=folder,
+        config=config,
+        pair=pair,
+        spec=spec,
+        model=model,
+        guide=guide,
+        objective=objective,
+        history=[dict(row) for row in state["history"]],
+        state=state,
+        checkpoint=checkpoint,
+    )
+
+
+def load_weights(
+    path: str | os.PathLike[str], model: nn.Module, guide: nn.Module, best: bool = False
+) -> dict[str, Any]:
+    """Load a run's weights into modules made as they were when it was trained; returns the checkpoint's state.
+
+    Raises:
+        RunError: not a run folder, truncated, of another version, or of modules with other parameters.
+    """
+    folder = Path(path)
+    _read_config(folder)
+    return _load(folder, {"model": model, "guide": guide}, best)[0]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not (folder / RUN).is_file():
+        raise RunError(f"{str(folder)!r} is not a run folder: it has no {RUN}; give a folder that training has written")
+    config = read_json(folder / RUN)
+    if config.get("format") != FORMAT:
+        raise RunError(
+            f"{str(folder)!r} has format {config.get('format')!r} and this version of ppl_vae reads format {FORMAT}"
+        )
+    return config
+
+
+def _load(folder: Path, parts: Mapping[str, nn.Module], best: bool) -> tuple[dict[str, Any], Path]:
+    checkpoints = Checkpoints(folder / "checkpoints")
+    path = (checkpoints.best() if best else None) or checkpoints.latest()
+    saved = checkpoints.load(path)
+    for prefix, module in parts.items():
+        weights = {
+            name.removeprefix(f"{prefix}."): tensor
+            for name, tensor in saved.weights.items()
+            if name.startswith(f"{prefix}.")
+        }
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise RunError(f"the weights in {path} are of another {prefix}: {error}") from error
+        module.eval()
+    return saved.state, path
