@@ -73,8 +73,9 @@ class ELBO(Objective):
         # a product with 1 is exact, so that β = 1 has Pyro's value to rounding
         loss = self._mean(w, self.beta * self.kl_weight * kl - w.log_likelihood)
         with torch.no_grad():
-            log_likelihood = self._mean(w, w.log_likelihood)
-            kl_mean = self._mean(w, kl)
+            # detached too: with one particle the mean is a view, which keeps its graph even here
+            log_likelihood = self._mean(w, w.log_likelihood.detach())
+            kl_mean = self._mean(w, kl.detach())
         return Terms(loss, {"elbo": log_likelihood - kl_mean, "kl": kl_mean, "log_likelihood": log_likelihood})
 
     def _mean(self, w: LogWeights, value: Tensor) -> Tensor:
