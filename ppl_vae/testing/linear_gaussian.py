@@ -1,4 +1,4 @@
-"""What parts are tested with: an oracle whose log p(x) and posterior are exact, and the contracts as checks."""
+"""The linear-Gaussian oracle: a latent-variable model whose log p(x) and posterior are exact."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from .batch import Batch
-from .core import Guide, LatentModel, LatentSpec
+from ..batch import Batch
+from ..core import Guide, LatentModel, LatentSpec
+from ..errors import InputError, choose
 
 __all__ = ["LinearGaussian", "LinearGaussianPosterior"]
 
@@ -72,7 +73,8 @@ class LinearGaussian(LatentModel):
 
     def posterior_mean(self, x: Tensor) -> Tensor:
         """E[z | x], (N, Z)."""
-        return torch.linalg.solve(self.precision, self.weight.T @ (x - self.bias).T / self.sigma**2).T
+        mean: Tensor = torch.linalg.solve(self.precision, self.weight.T @ (x - self.bias).T / self.sigma**2).T
+        return mean
 
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
         """p(z | x), batch (N,), exactly."""
@@ -116,29 +118,32 @@ class LinearGaussianPosterior(Guide):
     """
 
     covariance: Tensor
+    gain: Tensor
+    bias: Tensor
+    precision: Tensor
 
-    def __init__(
-        self, model: LinearGaussian, family: Literal["full", "diagonal"] = "full", widen: float = 1.0
-    ) -> None:
+    def __init__(self, model: LinearGaussian, family: Literal["full", "diagonal"] = "full", widen: float = 1.0) -> None:
         super().__init__()
-        self.model = [model]  # in a list: the model's buffers are not this module's
+        if family not in ("full", "diagonal"):
+            raise choose("family", family, ("full", "diagonal"))
         precision = model.precision
-        covariance = (
-            torch.linalg.inv(precision) if family == "full" else torch.diag_embed(precision.diagonal().reciprocal())
-        )
-        self.register_buffer("covariance", covariance * widen**2)
+        variances = torch.diag_embed(precision.diagonal().reciprocal())
+        self.register_buffer("covariance", widen**2 * (torch.linalg.inv(precision) if family == "full" else variances))
+        self.register_buffer("gain", torch.linalg.solve(precision, model.weight.T / model.sigma**2))
+        self.register_buffer("bias", model.bias.clone())
+        self.register_buffer("precision", precision)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         with pyro.plate("data", batch.size, dim=-1):
             return {name: pyro.sample(name, q) for name, q in self.distribution(batch).items()}
 
     def distribution(self, batch: Batch) -> dict[str, TorchDistributionMixin]:
-        assert batch.x is not None
-        mean = self.model[0].posterior_mean(batch.x)
-        return {"z": dist.MultivariateNormal(mean, self.covariance)}
+        if batch.x is None:
+            raise InputError("the posterior given x needs batch.x")
+        return {"z": dist.MultivariateNormal((batch.x - self.bias) @ self.gain.T, self.covariance)}
 
     def kl_to_posterior(self) -> float:
         """KL(q ‖ p(z | x)) in nats, the same for every x: the gap between log p(x) and the ELBO."""
-        product = self.model[0].precision @ self.covariance
+        product = self.precision @ self.covariance
         size = product.shape[0]
         return 0.5 * (product.trace() - size - torch.logdet(product)).item()

@@ -1,0 +1,13 @@
+"""What parts are tested with: the contracts as checks, and an oracle whose log p(x) and posterior are exact."""
+
+from .contracts import ContractError, check_guide, check_model, check_objective
+from .linear_gaussian import LinearGaussian, LinearGaussianPosterior
+
+__all__ = [
+    "ContractError",
+    "LinearGaussian",
+    "LinearGaussianPosterior",
+    "check_guide",
+    "check_model",
+    "check_objective",
+]
