@@ -142,13 +142,13 @@ def check_pair(model: Program, guide: Program, *args: Any, unscaled: bool = Fals
     """Run the pair once with every validation on, and raise `InputError` naming the site at which it breaks a rule.
 
     With validation off these pass in silence: a guide that misses a site (the prior then stands in for it), a site
-    too many, event dimensions that differ, a forgotten `to_event` where sizes happen to agree. Random states are
-    left as they were.
+    too many, event dimensions that differ, a forgotten `to_event` where sizes happen to agree. Random states and
+    the programs' buffers are left as they were.
 
     Args:
         unscaled: also refuse sites under a scale, for objectives that ignore it.
     """
-    with _quiet_rng(model, guide, args), torch.no_grad(), validation(True):
+    with _untouched(model, guide, args), torch.no_grad(), validation(True):
         # an unusual number of particles: it must not agree by chance with the size of the data or of an event
         sizes = {size for t in _tensors(model, guide, args) for size in t.shape}
         particles = next(k for k in range(3, 1 << 30) if k not in sizes)
@@ -172,8 +172,8 @@ def check_pair(model: Program, guide: Program, *args: Any, unscaled: bool = Fals
 
 
 def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
-    latent = {n: s for n, s in _samples(model_trace) if not s["is_observed"]}
-    proposed = dict(_samples(guide_trace))
+    latent = {n: s for n, s in sample_sites(model_trace) if not s["is_observed"]}
+    proposed = dict(sample_sites(guide_trace))
     auxiliary = {n for n, s in proposed.items() if s["infer"].get("is_auxiliary")}
     if missing := sorted(latent.keys() - proposed.keys()):
         raise InputError(
@@ -190,7 +190,7 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
             raise InputError(
                 f"site {name!r} has events of shape {tuple(ours)} in the model, {tuple(theirs)} in the guide"
             )
-        if _per_datum(site) != _per_datum(proposed[name]):
+        if is_per_datum(site) != is_per_datum(proposed[name]):
             raise InputError(
                 f"site {name!r} lies inside the data plate in one of model and guide, outside in the other"
             )
@@ -198,7 +198,7 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
 
 def _refuse_scales(*traces: Trace) -> None:
     for trace in traces:
-        for name, site in _samples(trace):
+        for name, site in sample_sites(trace):
             if isinstance(site["scale"], Tensor) or site["scale"] != 1.0:
                 raise InputError(
                     f"site {name!r} is scaled by {site['scale']}, which objectives of this package would ignore: use "
@@ -229,8 +229,8 @@ def _enumeration(
     except TypeError:  # bound methods, partials: no weak reference, look each time
         known = None
     if known is None:
-        with _quiet_rng(guide, args), torch.no_grad():
-            sites = _samples(poutine.trace(guide).get_trace(*args, **kwargs))
+        with _untouched(guide, args), torch.no_grad():
+            sites = sample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
             known = any(site["infer"].get("enumerate") == "parallel" for _, site in sites)
         with suppress(TypeError):
             _enumerates[guide] = known
@@ -238,11 +238,18 @@ def _enumeration(
 
 
 @contextmanager
-def _quiet_rng(*things: Any) -> Iterator[None]:
-    """Leave the random states of the CPU and of the things' devices as they are."""
+def _untouched(*things: Any) -> Iterator[None]:
+    """Leave the random states of the CPU and of the things' devices as they are, and the buffers of modules, such as
+    running averages: a run that is resumed checks its pair once more, and must go on as if it had not."""
     devices = list({t.device for t in _tensors(*things) if t.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        yield
+    buffers = [(b, b.clone()) for thing in things if isinstance(thing, torch.nn.Module) for b in thing.buffers()]
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
 
 
 def _score(model_trace: Trace, guide_trace: Trace, particles: int) -> LogWeights:
@@ -256,23 +263,28 @@ def _score(model_trace: Trace, guide_trace: Trace, particles: int) -> LogWeights
     rigid: list[str] = []
     size: int | None = None
 
-    guide_sites = dict(_samples(guide_trace))
+    guide_sites = dict(sample_sites(guide_trace))
     for name, site in guide_sites.items():
-        log_guide[name] = _log_prob(site)
+        log_guide[name] = score_site(site)
         if site["infer"].get("_enumerate_dim") is not None:
             enumerated.append(name)
         elif not getattr(site["fn"], "has_rsample", False):
             rigid.append(name)
-        if not _per_datum(site):
+        if not is_per_datum(site):
             shared.append(name)
 
-    for name, site in _samples(model_trace):
+    for name, site in sample_sites(model_trace):
         size = _data_size(site) if size is None else size
         if site["is_observed"]:
-            term = _log_prob(site)
+            if not is_per_datum(site):
+                raise InputError(
+                    f"the model's observed site {name!r} lies outside of the data plate: spread over N data it would "
+                    'count N times; put it inside pyro.plate("data", batch.size, dim=-1)'
+                )
+            term = score_site(site)
             likelihood = term if likelihood is None else likelihood + term
             continue
-        log_prior[name] = _log_prob(site)
+        log_prior[name] = score_site(site)
         draws[name] = site["value"]
         if name in guide_sites:
             pairs[name] = Pair(guide_sites[name]["fn"], site["fn"], guide_sites[name]["mask"])
@@ -300,7 +312,7 @@ def _score(model_trace: Trace, guide_trace: Trace, particles: int) -> LogWeights
     )
 
 
-def _samples(trace: Trace) -> list[tuple[str, Any]]:
+def sample_sites(trace: Trace) -> list[tuple[str, Any]]:
     """The sites that carry probability: no plates' own sites, no `pyro.deterministic`."""
     nodes: Mapping[str, Any] = trace.nodes
     return [
@@ -312,12 +324,12 @@ def _samples(trace: Trace) -> list[tuple[str, Any]]:
     ]
 
 
-def _log_prob(site: Any) -> Tensor:
+def score_site(site: Any) -> Tensor:
     log_prob: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
     return log_prob
 
 
-def _per_datum(site: Any) -> bool:
+def is_per_datum(site: Any) -> bool:
     # never by shape: with one datum a shared site looks the same
     return any(frame.dim == -1 for frame in site["cond_indep_stack"])
 
@@ -332,5 +344,6 @@ def _tensors(*things: Any) -> Iterator[Tensor]:
             yield thing
         elif isinstance(thing, torch.nn.Module):
             yield from thing.parameters()
+            yield from thing.buffers()
         elif isinstance(thing, (tuple, list)):
             yield from _tensors(*thing)
