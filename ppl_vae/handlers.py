@@ -44,6 +44,7 @@ class scale_latents(_Scale):
         beta: β >= 0, a number or a 0-dimensional tensor.
 
     Example:
+        >>> model, guide = pyro_pair(model, guide)  # doctest: +SKIP
         >>> svi = SVI(scale_latents(4.0)(model), scale_latents(4.0)(guide), optim, Trace_ELBO())  # doctest: +SKIP
 
     Reference: Higgins et al., β-VAE: Learning basic visual concepts with a constrained variational framework,

@@ -8,23 +8,26 @@ from typing import Any
 import pyro
 from torch import nn
 
+from .weights import Program
+
 __all__ = ["pyro_pair"]
 
 _count = itertools.count()
 
 
 class _Registered(nn.Module):
-    def __init__(self, program: nn.Module, name: str) -> None:
+    def __init__(self, program: Program, name: str) -> None:
         super().__init__()
         self.program = program
         self._name = name
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        pyro.module(self._name, self.program)
+        if isinstance(self.program, nn.Module):
+            pyro.module(self._name, self.program)
         return self.program(*args, **kwargs)
 
 
-def pyro_pair(model: nn.Module, guide: nn.Module) -> tuple[nn.Module, nn.Module]:
+def pyro_pair(model: Program, guide: Program) -> tuple[nn.Module, nn.Module]:
     """The pair as programs that `pyro.infer.SVI` trains: ``SVI(*pyro_pair(model, guide), optim, loss=Trace_ELBO())``.
 
     `SVI` looks for parameters in Pyro's store and nowhere else: given plain modules it trains nothing and says
@@ -32,7 +35,8 @@ def pyro_pair(model: nn.Module, guide: nn.Module) -> tuple[nn.Module, nn.Module]
     would give a second pair under the same names the first one's tensors. Parameters are those of `model` and
     `guide` themselves. Pyro warns of parameters that do not require gradients.
 
-    A guide that holds the model as a submodule registers it twice, harmlessly.
+    A guide that holds the model as a submodule registers it twice, harmlessly. A plain function is called as it is: it
+    has `pyro.param` for its parameters. Handlers go around the result, ``scale_latents(4.0)(model)``.
     """
     k = next(_count)
     return _Registered(model, f"model_{k}"), _Registered(guide, f"guide_{k}")
