@@ -1,0 +1,41 @@
+r"""What a fitted pair is worth: log p(x) by importance sampling, the bound, and what its latents carry.
+
+Numbers are nats per datum unless they say otherwise. Two standard errors are told apart:
+
+- the **Monte Carlo** error (`se`): of this number, for these data, from the randomness of the draws. More particles
+  lower it.
+- the **sampling** error (`data_se`): of this number as an estimate for the population that the data come from, the
+  data's standard deviation over √N. More particles do not lower it. It holds the Monte Carlo error, too.
+
+Two pairs evaluated on the same data are compared by their paired differences; `data_se` is for other data.
+"""
+
+from .chunked import Data
+from .estimates import Estimate
+from .generation import Samples, reconstruct, sample
+from .importance import Bound, LogMarginal, Progress, effective_sample_size, elbo, log_marginal
+from .latents import ActiveUnits, Encoding, KLByDimension, active_units, encode, kl_by_dimension
+from .report import Evaluation, bits_per_dimension, evaluate
+
+__all__ = [
+    "ActiveUnits",
+    "Bound",
+    "Data",
+    "Encoding",
+    "Estimate",
+    "Evaluation",
+    "KLByDimension",
+    "LogMarginal",
+    "Progress",
+    "Samples",
+    "active_units",
+    "bits_per_dimension",
+    "effective_sample_size",
+    "elbo",
+    "encode",
+    "evaluate",
+    "kl_by_dimension",
+    "log_marginal",
+    "reconstruct",
+    "sample",
+]

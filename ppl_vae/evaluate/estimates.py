@@ -1,0 +1,76 @@
+"""Means with their standard errors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Estimate", "Moments"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over N data.
+
+    Args:
+        mean: the mean.
+        se: its Monte Carlo standard error, for these data; NaN where a single draw a datum gives none.
+        data_se: its standard error as the mean of the data's population; NaN where N is 1.
+        n: N.
+    """
+
+    mean: float
+    se: float
+    data_se: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Tensor, se: Tensor) -> Estimate:
+        r"""From values (N,) and their independent Monte Carlo errors (N,): mean, :math:`\sqrt{\sum_n se_n^2} / N`."""
+        n = values.shape[0]
+        data_se = (values.std() / math.sqrt(n)).item() if n > 1 else math.nan
+        return cls(values.mean().item(), se.square().sum().sqrt().item() / n, data_se, n)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ± {self.se:.2g}"
+
+
+class Moments:
+    """Mean and sum of squared deviations of tensors that come in pieces (Chan, Golub and LeVeque, 1983), in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        # a number until the first piece brings the shape and the device
+        self.mean = torch.zeros((), dtype=torch.float64)
+        self.squares = torch.zeros((), dtype=torch.float64)
+
+    def update(self, values: Tensor) -> None:
+        """Add values (k, \\*)."""
+        values = values.double()
+        count = values.shape[0]
+        mean = values.mean(0)
+        squares = (values - mean).square().sum(0)
+        if self.count == 0:
+            self.count, self.mean, self.squares = count, mean, squares
+            return
+        total = self.count + count
+        delta = mean - self.mean
+        self.mean = self.mean + delta * (count / total)
+        self.squares = self.squares + squares + delta.square() * (self.count * count / total)
+        self.count = total
+
+    def rescale(self, factor: Tensor) -> None:
+        """As if every value so far had been multiplied by `factor`."""
+        self.mean = self.mean * factor
+        self.squares = self.squares * factor.square()
+
+    def variance(self) -> Tensor:
+        """Unbiased; NaN of a single value."""
+        return self.squares / (self.count - 1) if self.count > 1 else torch.full_like(self.squares, math.nan)
+
+    def se(self) -> Tensor:
+        """Standard error of the mean."""
+        return (self.variance() / self.count).sqrt()

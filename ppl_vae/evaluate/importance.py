@@ -1,0 +1,300 @@
+"""log p(x) and the evidence lower bound, datum by datum, from weights that are added up as they come."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch
+from ..errors import InputError
+from ..objectives.base import check_particles
+from ..psis import RELIABLE, khat_from_largest, tail_length
+from ..weights import LogWeights, Program, log_weights
+from .chunked import Data, Source, chunk_for, device_of, evaluation, spans
+from .estimates import Estimate, Moments
+
+__all__ = ["Bound", "LogMarginal", "Progress", "effective_sample_size", "elbo", "log_marginal", "marginal_and_bound"]
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the number of weights computed, and how many there will be."""
+
+
+@dataclass(frozen=True, eq=False)
+class LogMarginal:
+    """log p(x) of N data by importance sampling; of a conditional model, log p(x | y).
+
+    Args:
+        log_px: (N,) log of the mean weight, nats. Its expectation lies below log p(x), by about se²/2.
+        se: (N,) Monte Carlo standard error of `log_px`, by the delta method: sd(w) / (mean(w) √K). NaN with K = 1.
+        khat: (N,) Pareto shape of the weights' tail; -inf where they are all equal.
+        ess: (N,) effective number of particles, (Σ w)² / Σ w², between 1 and K.
+        particles: K.
+        data: which data these are.
+    """
+
+    log_px: Tensor
+    se: Tensor
+    khat: Tensor
+    ess: Tensor
+    particles: int
+    data: str
+
+    @property
+    def unreliable(self) -> Tensor:
+        """(N,) where k-hat is above 0.7 or unknown: neither `log_px` nor `se` can be relied on there, since the
+        largest weights have not been seen yet; log p(x) is then more likely too low."""
+        return ~(self.khat <= RELIABLE)
+
+    @property
+    def mean(self) -> float:
+        """Mean log p(x), nats per datum."""
+        return self.estimate.mean
+
+    @property
+    def mean_se(self) -> float:
+        """Monte Carlo standard error of `mean`; what other data would give is `estimate.data_se`."""
+        return self.estimate.se
+
+    @property
+    def estimate(self) -> Estimate:
+        """`mean` with both of its standard errors."""
+        return Estimate.of(self.log_px, self.se)
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """The evidence lower bound and its two parts, by Monte Carlo: elbo = log_likelihood - kl. All (N,), nats.
+
+    Args:
+        elbo: E_q[log p(x, z) - log q(z | x)].
+        kl: E_q[log q(z | x) - log p(z)].
+        log_likelihood: E_q[log p(x | z)].
+        elbo_se, kl_se, log_likelihood_se: Monte Carlo standard errors; NaN with one particle.
+        particles: draws a datum.
+        data: which data these are.
+    """
+
+    elbo: Tensor
+    kl: Tensor
+    log_likelihood: Tensor
+    elbo_se: Tensor
+    kl_se: Tensor
+    log_likelihood_se: Tensor
+    particles: int
+    data: str
+
+    @property
+    def estimates(self) -> dict[str, Estimate]:
+        """Means over the data: "elbo", "kl", "log_likelihood"."""
+        return {
+            "elbo": Estimate.of(self.elbo, self.elbo_se),
+            "kl": Estimate.of(self.kl, self.kl_se),
+            "log_likelihood": Estimate.of(self.log_likelihood, self.log_likelihood_se),
+        }
+
+
+def log_marginal(
+    model: Program,
+    guide: Program,
+    data: Data,
+    particles: int = 1000,
+    chunk: int | None = None,
+    *,
+    seed: int | None = None,
+    progress: Progress | None = None,
+) -> LogMarginal:
+    r"""log p(x) of every datum by importance sampling from the guide.
+
+    .. math:: \log \hat p(x_n) = \log \frac1K \sum_k w_{kn}, \quad w_{kn} = p(x_n, z_{kn}) / q(z_{kn} \mid x_n)
+
+    Enumerated classes are summed, w = Σ_c p(x, z, c) / q(z | x, c). Weights are added up in float64 as they come, and
+    of them only the largest ~3√K are kept for k-hat: memory does not grow with K. `chunk` changes which random
+    numbers are drawn for what, and nothing else.
+
+    Args:
+        model, guide: a pair of programs over a `Batch`.
+        data: a data set (dynamic binarization is drawn once, as by `DataSet.fixed`), a batch with x, or x.
+        particles: K.
+        chunk: pairs of a particle and a datum at once; None: as many as a fixed amount of memory holds.
+        seed: of random numbers of its own, leaving the default generator as it is; None: from the default generator.
+        progress: called as the weights are computed.
+
+    Returns:
+        `LogMarginal`, on the CPU in float64.
+
+    Raises:
+        InputError: a pair that breaks a rule, data outside of the support, a latent site shared by all data, a weight
+            that is NaN or infinite.
+    """
+    with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
+        source = Source(data, model, guide)
+        (weights,) = _scan(model, guide, source, particles, chunk, progress, (lambda: _WeightSums(particles),))
+    return _log_marginal(weights, particles, source)
+
+
+def elbo(
+    model: Program,
+    guide: Program,
+    data: Data,
+    particles: int = 1,
+    chunk: int | None = None,
+    *,
+    seed: int | None = None,
+    progress: Progress | None = None,
+) -> Bound:
+    """The evidence lower bound of every datum and its parts, by Monte Carlo over `particles` draws.
+
+    No part is taken in closed form: under a guide near the posterior log p(x, z) - log q(z | x) hardly varies from
+    draw to draw, and `elbo_se` says how far it does. Enumerated classes are summed. Arguments and errors are those
+    of `log_marginal`.
+    """
+    with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
+        source = Source(data, model, guide)
+        (terms,) = _scan(model, guide, source, particles, chunk, progress, (_BoundSums,))
+    return Bound(**terms, particles=particles, data=source.description)
+
+
+def marginal_and_bound(
+    model: Program, guide: Program, source: Source, particles: int, chunk: int | None, progress: Progress | None
+) -> tuple[LogMarginal, Bound]:
+    """Both from the same draws, for callers that hold an `evaluation`."""
+    make = (lambda: _WeightSums(particles), _BoundSums)
+    weights, terms = _scan(model, guide, source, particles, chunk, progress, make)
+    return _log_marginal(weights, particles, source), Bound(**terms, particles=particles, data=source.description)
+
+
+def _log_marginal(weights: dict[str, Tensor], particles: int, source: Source) -> LogMarginal:
+    bad = ~(weights["log_px"] < math.inf)
+    if bool(bad.any()):
+        raise InputError(
+            f"log p(x, z) - log q(z | x) is NaN or infinite for datum {int(bad.nonzero()[0])} of {source.description}: "
+            "the pair's parameters are not finite, or its distributions are degenerate there"
+        )
+    return LogMarginal(**weights, particles=particles, data=source.description)
+
+
+def effective_sample_size(log_w: Tensor) -> Tensor:
+    """(Σ w)² / Σ w² of log-weights (K, N), (N,): between 1, one particle has all the weight, and K, all have the same.
+
+    Of a whole data set with many particles, `log_marginal(...).ess` is the same without holding the weights.
+    """
+    if log_w.dim() != 2:
+        raise InputError(f"log_w has shape {tuple(log_w.shape)}; give (K, N), K particles for each of N data")
+    return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
+
+
+class _Sums(Protocol):
+    def update(self, w: LogWeights) -> None: ...
+
+    def finish(self) -> dict[str, Tensor]: ...
+
+
+class _WeightSums:
+    """What log p(x), its error, k-hat and ESS need of K weights: two moments relative to the largest weight so far,
+    and the M + 1 largest."""
+
+    def __init__(self, particles: int) -> None:
+        self.particles = particles
+        self.keep = min(tail_length(particles) + 1, particles)
+        self.moments = Moments()
+        self.shift = self.largest = torch.empty(0)
+        self.eps = 0.0
+
+    def update(self, w: LogWeights) -> None:
+        log_w = _per_particle(w)
+        self.eps = max(self.eps, torch.finfo(log_w.dtype).eps)
+        log_w = log_w.double()
+        first = self.moments.count == 0
+        shift = log_w.amax(0) if first else torch.maximum(self.shift, log_w.amax(0))
+        finite = torch.where(shift == -math.inf, 0.0, shift)
+        if not first:
+            self.moments.rescale((self.shift - finite).exp())
+        self.moments.update((log_w - finite).exp())
+        self.shift = shift
+        joined = log_w if first else torch.cat([self.largest, log_w])
+        self.largest = joined.topk(min(self.keep, self.moments.count), dim=0).values
+
+    def finish(self) -> dict[str, Tensor]:
+        k, mean = self.particles, self.moments.mean
+        relative = self.moments.se() / mean
+        share = (self.moments.squares / (k * mean.square())).nan_to_num(math.inf)  # no weight at all: ess 0
+        return {
+            "log_px": mean.log() + self.shift,
+            "se": relative,
+            "khat": khat_from_largest(self.largest, k, self.eps),
+            "ess": k / (1 + share),
+        }
+
+
+class _BoundSums:
+    def __init__(self) -> None:
+        self.moments = {name: Moments() for name in ("elbo", "kl", "log_likelihood")}
+
+    def update(self, w: LogWeights) -> None:
+        log_w = w.log_w
+        for name, value in (
+            ("elbo", log_w),
+            ("kl", w.log_likelihood - log_w),
+            ("log_likelihood", w.log_likelihood),
+        ):
+            value = value.double()
+            if w.enumerated:
+                # a class of probability 0 counts nothing, whatever its weight
+                q = w.log_q_enumerated.double().exp()
+                value = torch.where(q > 0, q * value, 0.0)
+                value = value.sum(tuple(range(value.dim() - 2)))
+            self.moments[name].update(value.expand(w.particles, w.size))
+
+    def finish(self) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        for name, moments in self.moments.items():
+            out |= {name: moments.mean, f"{name}_se": moments.se()}
+        return out
+
+
+def _per_particle(w: LogWeights) -> Tensor:
+    """log w of each particle, (K, N): enumerated classes are summed, and are no proposal, so that their log q(c | x)
+    goes back in."""
+    log_w = w.log_w
+    if w.enumerated:
+        log_w = (log_w + w.log_q_enumerated).logsumexp(tuple(range(log_w.dim() - 2)))
+    return log_w.expand(w.particles, w.size)
+
+
+def _scan(
+    model: Program,
+    guide: Program,
+    source: Source,
+    particles: int,
+    chunk: int | None,
+    progress: Progress | None,
+    make: tuple[Callable[[], _Sums], ...],
+) -> list[dict[str, Tensor]]:
+    """Draw and score all particles of all data, some at a time; each of `make`'s sums, concatenated over the data."""
+
+    def weights(batch: Batch, count: int) -> LogWeights:
+        return log_weights(model, guide, batch, particles=count)
+
+    check_particles(particles)
+    source.check(model, guide)
+    size = chunk_for(weights, source, particles, chunk)
+    results: list[list[dict[str, Tensor]]] = [[] for _ in make]
+    done = 0
+    for start, stop in spans(source.size, size.rows):
+        batch = source.batch(start, stop)
+        sums = [new() for new in make]
+        for a, b in spans(particles, size.particles):
+            w = weights(batch, b - a)
+            for each in sums:
+                each.update(w)
+            done += (b - a) * (stop - start)
+            if progress is not None:
+                progress(done, source.size * particles)
+        for into, each in zip(results, sums, strict=True):
+            into.append({name: value.cpu() for name, value in each.finish().items()})
+    return [{name: torch.cat([part[name] for part in parts]) for name in parts[0]} for parts in results]
