@@ -73,6 +73,7 @@ def check_model(model: LatentModel, batch: Batch) -> None:
         values = {name: value.detach() for name, value in _draws(model, batch, ()).items()}
         joint = sum(_log_probs(model, batch, values).values(), torch.zeros(()))
         _check_gradients({"model": model}, joint.sum(), "log p(x, z)")
+        _check_module(model, "model, after a run")  # what it keeps of a run cannot be copied, and goes stale
 
 
 def check_guide(guide: Guide, model: LatentModel, batch: Batch) -> None:
@@ -121,6 +122,7 @@ def check_guide(guide: Guide, model: LatentModel, batch: Batch) -> None:
         else:
             loss = ELBO(particles=2, kl="monte-carlo").differentiable_loss(model, guide, batch)
             _check_gradients({"guide": guide}, loss, "the ELBO")
+        _check_module(guide, "guide, after a run")
 
 
 def check_objective(
@@ -150,6 +152,7 @@ def check_objective(
             "an objective is a pyro.infer.ELBO and a torch.nn.Module",
         )
         objective, model, guide = _copy((objective, model, guide))
+        _seed(0)
         for part in (model, guide):
             _shake(part)
         _check_terms(_copy(objective), model, guide, batch)
@@ -202,8 +205,7 @@ def _isolated(batch: Batch) -> Iterator[None]:
             yield
             changed = [name for name, value in pyro.settings.get().items() if value != inside[name]]
             _expect(not changed, f"a part changed the global setting {', '.join(changed)}: settings are the caller's")
-        made = sorted(set(store.keys()) - names)
-        _expect(not made, f"{', '.join(made)} went into Pyro's store: parameters are nn.Parameters made in __init__")
+        _expect_no_store(names)
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
@@ -275,7 +277,7 @@ def _check_module(module: Any, what: str) -> None:
                 _expect(
                     not _holds_tensor(value),
                     f"{what}: {_dotted(path, name)} holds a plain tensor: make it a buffer (register_buffer) or an "
-                    "nn.Parameter, or it stays behind when the module moves",
+                    "nn.Parameter, or it is neither moved nor saved with the module",
                 )
 
 
@@ -291,13 +293,19 @@ def _dotted(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def _expect_no_store(before: set[str]) -> None:
+    made = sorted(set(pyro.get_param_store().keys()) - before)
+    _expect(not made, f"{', '.join(made)} went into Pyro's store: parameters are nn.Parameters made in __init__")
+
+
 @contextmanager
 def _no_parameters_made(module: nn.Module, what: str) -> Iterator[None]:
     def shapes() -> dict[str, torch.Size]:
         return {name: t.shape for name, t in [*module.named_parameters(), *module.named_buffers()]}
 
-    before = shapes()
+    before, store = shapes(), set(pyro.get_param_store().keys())
     yield
+    _expect_no_store(store)
     after = shapes()
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     _expect(
@@ -586,8 +594,8 @@ def _check_enumeration(guide: Guide, model: LatentModel, batch: Batch) -> None:
 
 
 def _check_saving(module: nn.Module, use: Callable[[Any], Values], what: str) -> None:
-    wanted = _seeded(lambda: use(module))
-    other = _copy(module)
+    other, used = _copy(module), _copy(module)
+    wanted = _seeded(lambda: use(used))  # a use may change state: the module is saved as it was before
     with _naming(f"{what}: through safetensors and back"):
         saved = safetensors.torch.save({k: v.detach().contiguous() for k, v in module.state_dict().items()})
         _spoil(other)
