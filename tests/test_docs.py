@@ -1,0 +1,78 @@
+"""The documentation holds: its programs run, its links lead somewhere, and every part has its page."""
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ppl_vae import guides, models, objectives
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+WRITTEN = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """Fenced blocks of a language, with the line before their first."""
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, m.start(2)), m[2]) for m in FENCE.finditer(text) if m[1] == language]
+
+
+def anchors(page: Path) -> set[str]:
+    """A page's headings as they are linked to: lower case, hyphens for spaces, no other punctuation."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in HEADING.findall(text)}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
+def test_programs_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__page__"}
+    for line, source in blocks(page, "python"):
+        # blank lines in front, so that a traceback names the page's own line
+        exec(compile("\n" * line + source, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for target in LINK.findall(text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{name(page)} links to {target}, which is not there"
+        assert file.is_relative_to(ROOT), f"{name(page)} links to {target}, outside of the repository"
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file), f"{name(page)} links to {target}; {name(file)} has no such heading"
+
+
+@pytest.mark.parametrize("kind", [models, guides, objectives], ids=lambda kind: kind.__name__)
+def test_every_part_has_its_page(kind: ModuleType) -> None:
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    folder = kind.__name__.rpartition(".")[2]
+    registry = getattr(kind, folder)
+    for part in registry:
+        file = registry.get(part).__module__.rpartition(".")[2]
+        page = DOCS / folder / f"{file}.md"
+        assert page.exists(), f"{part} has no page {name(page)}"
+        assert f"`{part}`" in page.read_text(encoding="utf-8"), f"{name(page)} does not give the name {part!r}"
+        assert f"({folder}/{file}.md)" in index, f"docs/README.md does not list {name(page)}"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    missing = [
+        name(page) for page in PAGES if page != DOCS / "README.md" and f"({page.relative_to(DOCS)})" not in index
+    ]
+    assert not missing, f"docs/README.md does not list {missing}"
