@@ -74,6 +74,8 @@ class LatentModel(nn.Module, ABC):
     - Parameters are `nn.Parameter`s made in `__init__`, constants are buffers.
     - ``batch.x is None`` generates x; otherwise x is observed, where `batch.observed` says so.
 
+    `ppl_vae.testing.check_model` holds a model to it.
+
     Attributes:
         latents: what it declares of its latent sites, in the order in which they are drawn.
     """
@@ -89,6 +91,9 @@ class Guide(nn.Module, ABC):
     """A variational posterior q(z | x): a Pyro program over the latent sites of a model, and over no other sites but
     auxiliary ones marked ``infer={"is_auxiliary": True}``.
 
+    Like a model it opens the data plate once, broadcasts over any dimensions to its left, and makes its parameters in
+    `__init__`; `ppl_vae.testing.check_guide` holds it to that.
+
     Attributes:
         scores_given: whether log q can be computed at a z that the guide has not drawn itself.
     """
@@ -97,7 +102,7 @@ class Guide(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Run the program; returns the draws by site."""
+        """Run the program; returns the draws by site, (\\*S, N, \\*event)."""
 
     def distribution(self, batch: Batch) -> Mapping[str, TorchDistributionMixin]:
         """q of each site as a distribution of batch shape (N,), drawing nothing and opening no plate, where the

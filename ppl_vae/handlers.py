@@ -41,7 +41,10 @@ class scale_latents(_Scale):
     summed; this package's own objectives say no to scaled programs, and take β as an argument.
 
     Args:
-        beta: β >= 0, a number or a 0-dimensional tensor.
+        beta: β >= 0, a number or a 0-dimensional tensor; 0 is possible, which `poutine.scale` refuses.
+
+    Raises:
+        InputError: a number below 0, or NaN. (A tensor's value is not read.)
 
     Example:
         >>> model, guide = pyro_pair(model, guide)  # doctest: +SKIP
@@ -64,8 +67,16 @@ class scale_data(_Scale):
     Sites outside of the plate, the global latents, keep their weight: the loss of a minibatch is then an unbiased
     estimate of the loss of all the data, as with ``pyro.plate(..., subsample_size=B)``. Put it around model and guide.
 
+    .. math:: \sum_{\text{global}} (\log p - \log q) \;+\; \frac{N}{B} \sum_{n=1}^{B} (\log p_n - \log q_n)
+
+    As with `scale_latents`, this is for Pyro's losses: this package's objectives refuse scaled programs, and take the
+    size of the data, ``ELBO(data_size=N)``.
+
     Args:
-        factor: N/B > 0.
+        factor: N/B, a number or a 0-dimensional tensor.
+
+    Raises:
+        InputError: a number below 0, or NaN. (A tensor's value is not read.)
     """
 
     def __init__(self, factor: float | Tensor) -> None:

@@ -37,6 +37,12 @@ def pyro_pair(model: Program, guide: Program) -> tuple[nn.Module, nn.Module]:
 
     A guide that holds the model as a submodule registers it twice, harmlessly. A plain function is called as it is: it
     has `pyro.param` for its parameters. Handlers go around the result, ``scale_latents(4.0)(model)``.
+
+    Args:
+        model, guide: programs; arguments are handed through to them.
+
+    Returns:
+        The two programs as modules, which share their parameters with what was given.
     """
     k = next(_count)
     return _Registered(model, f"model_{k}"), _Registered(guide, f"guide_{k}")

@@ -13,9 +13,13 @@ __all__ = ["StandardNormal"]
 
 
 class StandardNormal(Conditional):
-    """N(0, I) over vectors of `size`, whatever the features.
+    r"""Standard normal over vectors, whatever the features: p(z) = N(z; 0, I).
 
-    Its constants are buffers, so they move with the module.
+    Features (\*S, N, F), of any F, give the distribution's batch shape (\*S, N); events are (size,). The constants are
+    buffers, so that they move with the module; there are no parameters.
+
+    Args:
+        size: number of dimensions of z.
     """
 
     loc: Tensor

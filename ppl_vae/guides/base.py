@@ -21,7 +21,11 @@ guides: Registry[type[Guide]] = Registry("guide")
 
 
 class Amortized(Guide):
-    """One encoder, and one head for each latent site: sites are independent of each other given x.
+    r"""One encoder, and one head for each latent site: sites are independent of each other given x.
+
+    .. math:: q(z \mid x) = \prod_{\text{sites } s} q_s(z_s \mid h_s(\mathrm{encoder}(x)))
+
+    A subclass names its `head`, which makes features (N, F) into q of a site, batch (N,).
 
     Args:
         model: what the guide is for; only its `latents` are read.

@@ -29,6 +29,11 @@ class ConditionalVAE(VAE):
         condition: what is given: ``Condition(classes=10)``, ``Condition(context=3)``.
         prior: p(z | y), a `Conditional` of features (N, condition.width); N(0, I) if None.
 
+    Sites: "z", (\*S, N) events (latent,); "x", (\*S, N) events D. y is no site: nothing is said about p(y).
+
+    Raises:
+        InputError: when run on a batch without the y or the context that `condition` asks for.
+
     Reference: Sohn, Lee and Yan, Learning structured output representation using deep conditional generative models,
     NIPS 2015.
     """

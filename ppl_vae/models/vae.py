@@ -30,7 +30,7 @@ class VAE(LatentModel):
         latent: number of dimensions of z.
         prior: p(z), a `Conditional` with events (latent,); N(0, I) if None.
 
-    Sites: "z", (N,) events (latent,); "x", (N,) events D.
+    Sites: "z", (\*S, N) events (latent,); "x", (\*S, N) events D, observed where `batch.x` is given.
 
     Example:
         >>> from ppl_vae import Batch, likelihoods, networks
