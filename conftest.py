@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 # The root's models and guides are links to ppl_vae/models and ppl_vae/guides, which are collected where they are.
-collect_ignore = ["models", "guides"]
+# This file has no doctests, and shares its name with tests/conftest.py.
+collect_ignore = ["models", "guides", "conftest.py"]
 
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read at the first import of torch, by subprocesses too
