@@ -70,8 +70,8 @@ class ELBO(Objective):
         w = self.weights(model, guide, *args, **kwargs)
         self.refuse_rigid(w)
         kl = self._kl(w)
-        # a product with 1 is exact, so that β = 1 has Pyro's value to rounding
-        loss = self._mean(w, self.beta * self.kl_weight * kl - w.log_likelihood)
+        # a weight of 1 multiplies exactly; β comes last, in the KL's precision and not in the buffer's
+        loss = self._mean(w, self.beta * (self.kl_weight * kl) - w.log_likelihood)
         with torch.no_grad():
             # detached too: with one particle the mean is a view, which keeps its graph even here
             log_likelihood = self._mean(w, w.log_likelihood.detach())
