@@ -154,14 +154,14 @@ def check_pair(model: Program, guide: Program, *args: Any, unscaled: bool = Fals
         particles = next(k for k in range(3, 1 << 30) if k not in sizes)
         try:
             model_trace, guide_trace = _trace_pair(model, guide, args, kwargs, particles)
+            _check_sites(model_trace, guide_trace)
+            if unscaled:
+                _refuse_scales(model_trace, guide_trace)
+            weights = _score(model_trace, guide_trace, particles)
         except (ValueError, RuntimeError, IndexError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"the pair of model and guide does not run on this batch: {error}") from error
-        _check_sites(model_trace, guide_trace)
-        if unscaled:
-            _refuse_scales(model_trace, guide_trace)
-        weights = _score(model_trace, guide_trace, particles)
         for name, tensor in {"x": weights.log_likelihood, **weights.log_prior, **weights.log_guide}.items():
             wanted = (particles, 1) if name in weights.shared else (particles, weights.size)
             if tensor.dim() < 2 or not all(a in (b, 1) for a, b in zip(tensor.shape[-2:], wanted, strict=True)):
