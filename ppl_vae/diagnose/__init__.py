@@ -1,0 +1,6 @@
+"""Whether a fitted posterior may be trusted: what other tools need to look at it."""
+
+from ._arviz import from_netcdf, plot_posterior, plot_predictive, summary, to_netcdf
+from .arviz_export import to_arviz
+
+__all__ = ["from_netcdf", "plot_posterior", "plot_predictive", "summary", "to_arviz", "to_netcdf"]
