@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import programs
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
 
-from ppl_vae import Batch, InputError, guides, likelihoods, log_weights, models, networks
+from ppl_vae import IWAE, Batch, InputError, guides, likelihoods, log_weights, models, networks
 from ppl_vae.core import Guide, LatentModel, LatentSpec
 from ppl_vae.data import DataSet
 from ppl_vae.evaluate import (
@@ -368,6 +369,27 @@ def test_codes_by_draws_leave_classes_out() -> None:
     torch.testing.assert_close(code.scales["z"], scale, rtol=0.05, atol=0)
     averaged = reconstruct(model, ClassGuide(model), x, draws=4000, seed=0)
     assert ((averaged - wanted).abs() < 4 * scale / math.sqrt(4000)).all()
+
+
+@pytest.mark.parametrize("name", [name for name in programs.PAIRS if name != "global"])
+def test_every_pair_has_the_objectives_convention(name: str) -> None:
+    """On equal draws log p(x) is the importance-weighted bound, and the bound the one that it logs."""
+    model, guide, batch = programs.pair(name)
+    got = evaluate(model, guide, batch, particles=30, chunk=10**6, seed=2)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        logs = IWAE(30).terms(model, guide, batch).logs
+    torch.testing.assert_close(got.log_marginal.log_px, logs["bound"], rtol=1e-12, atol=1e-12)
+    assert got.elbo.mean == pytest.approx(logs["elbo"].mean().item(), rel=1e-12)
+    assert got.kl.mean == pytest.approx(logs["kl"].mean().item(), rel=1e-10)
+    assert (got.kl_by_dimension is None) == (name in ("top-down", "bottom-up", "class", "mixture"))
+    assert sum(v.numel() for v in got.active_units.variances.values()) >= 2
+    json.dumps(got.to_json(), allow_nan=False)
+
+
+def test_latents_shared_by_all_data_are_refused() -> None:
+    with pytest.raises(InputError, match="shared by all data"):
+        log_marginal(*programs.pair("global"), 10)
 
 
 # -- the bound -----------------------------------------------------------------------------------------------------
