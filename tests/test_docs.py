@@ -1,12 +1,18 @@
 """The documentation holds: its programs run, its links lead somewhere, and every part has its page."""
 
+import importlib.util
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import typer
 
 from ppl_vae import guides, models, objectives
+from ppl_vae.data import data_sets
+from ppl_vae.likelihoods import likelihoods
+from ppl_vae.registry import Registry
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -75,3 +81,35 @@ def test_every_page_is_in_the_index() -> None:
     listed = {page for page in PAGES if f"({page.relative_to(DOCS)})" in index}
     missing = [name(page) for page in PAGES if page not in listed and page != DOCS / "README.md"]
     assert not missing, f"docs/README.md does not list {missing}"
+
+
+@pytest.mark.parametrize(("registry", "page"), [(likelihoods, "likelihoods.md"), (data_sets, "data.md")])
+def test_every_part_has_its_row(registry: Registry[object], page: str) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    missing = [part for part in registry if f"\n| `{part}` |" not in text]
+    assert not missing, f"the table of docs/{page} has no row of {missing}"
+
+
+COMMANDS = [
+    pytest.param(line, id=f"{name(page)}: {line}")
+    for page in WRITTEN
+    for language in ("shell", "bash")
+    for _, block in blocks(page, language)
+    for line in block.splitlines()
+    if line.startswith("ppl-vae ")
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_are_taken(line: str) -> None:
+    if importlib.util.find_spec("ppl_vae.cli") is None:
+        pytest.skip("no command line is installed")
+    cli = importlib.import_module("ppl_vae.cli")
+    app = next(part for part in vars(cli).values() if isinstance(part, typer.Typer))
+    program = typer.main.get_command(app)
+    _, subcommand, *arguments = shlex.split(line, comments=True)
+    assert subcommand in program.commands, f"ppl-vae has no command {subcommand!r}"
+    command = program.commands[subcommand]
+    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    unknown = [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in options]
+    assert not unknown, f"ppl-vae {subcommand} takes no {unknown}; it takes {sorted(options)}"
