@@ -1,5 +1,6 @@
 """Every objective on the linear-Gaussian oracle, whose log p(x) and posterior are exact."""
 
+import itertools
 import math
 
 import pytest
@@ -108,7 +109,7 @@ def test_bounds_are_ordered_on_equal_draws() -> None:
     for objective in (Renyi(-2.0, 5), IWAE(5), Renyi(0.5, 5), ELBO(particles=5, kl="monte-carlo"), Renyi(2.0, 5)):
         torch.manual_seed(0)
         bounds.append(-objective.terms(model, guide, Batch(x=x)).loss)
-    for above, below in zip(bounds, bounds[1:], strict=False):
+    for above, below in itertools.pairwise(bounds):
         assert bool((above > below).all())
 
 
@@ -163,14 +164,14 @@ def test_full_rank_has_a_closed_form_of_its_own() -> None:
 
 
 def test_the_closed_form_is_not_taken_where_it_is_biased() -> None:
-    """A bottom-up guide draws z1 before its parent in the model, z2: KL(q(z1) ‖ p(z1 | z2)) would fix one draw of z2."""
+    """A bottom-up guide draws z1 before its parent in the model, z2: KL(q(z1) ‖ p(z1 | z2)) would fix a draw of z2."""
     model, guide, batch = pair("bottom-up")
     torch.manual_seed(0)
     auto = ELBO(kl="auto").terms(model, guide, batch).loss
     torch.manual_seed(0)
     monte_carlo = ELBO(kl="monte-carlo").terms(model, guide, batch).loss
     torch.testing.assert_close(auto, monte_carlo, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="kl='analytic' would be biased.*different orders"):
+    with pytest.raises(ValueError, match=r"would be biased.*different orders"):
         ELBO(kl="analytic").loss(model, guide, batch)
 
 
@@ -322,7 +323,7 @@ def test_particles_are_a_whole_number_from_one(make: object, particles: object) 
 
 def test_alpha_one_is_said_to_be_the_elbo() -> None:
     for alpha in (1, 1.0):
-        with pytest.raises(ValueError, match="alpha=1 is the ELBO.*use the objective ELBO"):
+        with pytest.raises(ValueError, match=r"alpha=1 is the ELBO.*use the objective ELBO"):
             Renyi(alpha)
     for alpha in (math.nan, math.inf, "half"):
         with pytest.raises(ValueError, match=f"alpha={alpha!r} must be a finite number"):
