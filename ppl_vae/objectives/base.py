@@ -101,6 +101,10 @@ class Objective(PyroELBO, nn.Module):
                 "reparameterized distribution"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # weak references can be neither copied nor sent to another process, where the pair is another one anyway
+        return {**self.__dict__, "_checked": []}
+
     def extra_repr(self) -> str:
         return f"particles={self.particles}"
 
