@@ -24,6 +24,8 @@ __all__ = ["DataSpec", "PairConfig", "build", "build_objective", "units_for"]
 
 T = TypeVar("T")
 
+_AVERAGED = 10_000
+
 
 @dataclass(frozen=True)
 class PairConfig:
@@ -54,8 +56,10 @@ class PairConfig:
             raise choose("network", self.network, kinds)
         if not isinstance(self.latent, int) or isinstance(self.latent, bool) or self.latent < 1:
             raise InputError(f"latent={self.latent!r} must be a whole number, 1 or more")
-        if not self.hidden or any(not isinstance(width, int) or width < 1 for width in self.hidden):
-            raise InputError(f"hidden={self.hidden!r} must be one width or more, each 1 or more")
+        widths = self.hidden if isinstance(self.hidden, tuple | list) else ()
+        if not widths or any(not isinstance(w, int) or isinstance(w, bool) or w < 1 for w in widths):
+            raise InputError(f"hidden={self.hidden!r} must be one width or more, each 1 or more: (256,)")
+        object.__setattr__(self, "hidden", tuple(widths))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PairConfig:
@@ -124,8 +128,8 @@ def build(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentModel, Gu
 
     Args:
         config: its parts.
-        data: training data, whose averages then standardize what goes into the encoder and comes out of the decoder;
-            or only their specification, for a pair whose saved weights will be loaded.
+        data: training data, whose averages (of at most 10,000) then standardize what goes into the encoder and comes
+            out of the decoder; or only their specification, for a pair whose saved weights will be loaded.
 
     Raises:
         InputError: parts that do not fit the data or each other.
@@ -134,7 +138,9 @@ def build(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentModel, Gu
     likelihood = _likelihood(config.likelihood, spec)
     x = None
     if isinstance(data, DataSet):
-        x = data.fixed().batch().x
+        # evenly spaced: averages need no more, and a large set of images would not fit as float32
+        rows = torch.linspace(0, len(data) - 1, min(len(data), _AVERAGED), dtype=torch.float64).long()
+        x = data.take(rows).fixed().batch().x
         assert x is not None
         likelihood.check(x, f"x of {data.description!r}")
         likelihood.standardize(x)
@@ -157,8 +163,8 @@ def build(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentModel, Gu
         likelihood.parameters_per_element,
         tuple(reversed(config.hidden)) if config.network == "mlp" else config.hidden,
     )
-    model = model_class(decode, likelihood, config.latent, **given)  # type: ignore[call-arg]
-    guide = guides.get(config.guide)(model, features)  # type: ignore[call-arg]
+    model = model_class(decode, likelihood, config.latent, **given)
+    guide = guides.get(config.guide)(model, features)
     return model, guide
 
 

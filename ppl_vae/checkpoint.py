@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -28,7 +30,10 @@ __all__ = [
     "random_state",
     "read_json",
     "read_tensors",
+    "seed_generators",
     "write_json",
+    "write_tensors",
+    "writing",
 ]
 
 FORMAT = 1
@@ -37,6 +42,7 @@ FORMAT = 1
 WEIGHTS = "weights.safetensors"
 TRAINING = "training.safetensors"
 STATE = "state.json"
+LATEST = "latest.json"
 
 
 @dataclass
@@ -58,43 +64,59 @@ class Checkpoints:
     """The checkpoints of one run: a folder each, the last two kept, and the best.
 
     A checkpoint is written beside the others and renamed into its place when all of it is on the disk; the file that
-    says which is the last one is replaced after that. A process killed at any moment leaves the one before.
+    says which is the last one is replaced after that, in one step, and the last one says which is the best. A process
+    killed at any moment leaves the one before.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def save(self, checkpoint: Checkpoint, step: int, best: bool = False) -> Path:
-        """Write a checkpoint; raises `OSError` where it cannot be written, with nothing changed on the disk."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"step-{step:09d}"
+        """Write a checkpoint, and mark it as the best so far if it is.
+
+        Raises:
+            OSError: it cannot be written, as on a full disk; what was there before is untouched.
+        """
+        earlier = None if best else self.best()
+        name = self._free_name(step)
         temporary = self.folder / f".{name}.{os.getpid()}"
-        try:
-            temporary.mkdir()
-            # pickle's place is taken by two formats that cannot run code
-            _save_tensors(checkpoint.weights, temporary / WEIGHTS)
-            _save_tensors(checkpoint.training, temporary / TRAINING)
-            write_json(temporary / STATE, {"format": FORMAT, **checkpoint.state})
-            target = self.folder / name
-            if target.exists():
-                shutil.rmtree(target)
-            temporary.rename(target)
-            _sync(self.folder)
-            write_json(self.folder / "latest.json", {"checkpoint": name})
-            if best:
-                write_json(self.folder / "best.json", {"checkpoint": name})
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with writing(self.folder / name):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.mkdir()
+                # pickle's place is taken by two formats that cannot run code
+                write_tensors(temporary / WEIGHTS, checkpoint.weights)
+                write_tensors(temporary / TRAINING, checkpoint.training)
+                best_name = name if best else None if earlier is None else earlier.name
+                _replace_json(temporary / STATE, {"format": FORMAT, **checkpoint.state, "best_checkpoint": best_name})
+                _sync(temporary)
+                temporary.rename(self.folder / name)
+                _sync(self.folder)
+                _replace_json(self.folder / LATEST, {"checkpoint": name})
+                _sync(self.folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
         self._prune()
-        return target
+        return self.folder / name
 
     def latest(self) -> Path:
         """The last complete checkpoint; raises `RunError` where there is none."""
-        return self._named("latest.json") or self._newest()
+        try:
+            return self._named(read_json(self.folder / LATEST).get("checkpoint"))
+        except RunError as error:
+            complete = sorted(p for p in self.folder.glob("step-*") if (p / STATE).is_file())
+            if not complete:
+                raise RunError(
+                    f"{self.folder} holds no complete checkpoint: the run stopped before its first one"
+                ) from error
+            return complete[-1]
 
     def best(self) -> Path | None:
-        """The checkpoint with the best validation, if one was marked."""
-        return self._named("best.json")
+        """The checkpoint with the best validation, if there is one."""
+        try:
+            return self._named(read_json(self.latest() / STATE).get("best_checkpoint"))
+        except RunError:
+            return None
 
     def load(self, path: Path) -> Checkpoint:
         """Read a checkpoint.
@@ -109,37 +131,60 @@ class Checkpoints:
             )
         return Checkpoint(read_tensors(path / WEIGHTS), read_tensors(path / TRAINING), state)
 
-    def _named(self, file: str) -> Path | None:
-        if not (self.folder / file).exists():
-            return None
-        path = self.folder / str(read_json(self.folder / file).get("checkpoint"))
-        return path if path.parent == self.folder and (path / STATE).exists() else None
+    def _named(self, name: object) -> Path:
+        path = self.folder / str(name)
+        # a name that leads elsewhere is none of ours
+        if path.parent != self.folder or not path.name.startswith("step-") or not (path / STATE).is_file():
+            raise RunError(f"{self.folder} holds no checkpoint {name!r}")
+        return path
 
-    def _newest(self) -> Path:
-        complete = sorted(p for p in self.folder.glob("step-*") if (p / STATE).exists())
-        if not complete:
-            raise RunError(f"{self.folder} holds no complete checkpoint: the run stopped before its first one")
-        return complete[-1]
+    def _free_name(self, step: int) -> str:
+        # a step is saved twice when a run is stopped right after a checkpoint: the first stays, should this one fail
+        names = (f"step-{step:09d}" + (f".{k}" if k else "") for k in range(1000))
+        return next(name for name in names if not (self.folder / name).exists())
 
     def _prune(self) -> None:
-        kept = {self.best(), *sorted(self.folder.glob("step-*"))[-2:]}
-        for path in self.folder.glob("step-*"):
-            if path not in kept:
+        kept = {self.latest(), self.best(), *sorted(self.folder.glob("step-*"))[-2:]}
+        for path in [*self.folder.glob("step-*"), *self.folder.glob(".step-*"), *self.folder.glob(".*.json.*")]:
+            if path in kept:
+                continue
+            if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
-        for path in self.folder.glob(".step-*"):
-            shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name `path` in an `OSError` that writing it met: a full disk's says nothing of where it is."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno or errno.EIO, f"{path} cannot be written: {reason}") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """A safetensors file's tensors; raises `RunError` where it is none."""
     try:
-        return load_file(path)
+        return load(path.read_bytes())
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing: the checkpoint is not complete") from error
-    except (SafetensorError, OSError) as error:
+    # the last two: a header whose names, types or sizes are none
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise RunError(
             f"{path} is not a whole safetensors file ({error}); other formats, pickles above all, are not opened"
         ) from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, and see it on the disk."""
+    # copies: safetensors refuses tensors that share memory, as tied weights do
+    content = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -148,7 +193,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise RunError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise RunError(f"{path} holds {type(value).__name__} where an object belongs")
@@ -156,11 +201,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object so that a reader sees the old file or the new one, whole."""
+    """Write an object so that a reader sees the old file or the new one, whole; raises `OSError` naming the file."""
+    with writing(path):
+        _replace_json(path, value)
+
+
+def _replace_json(path: Path, value: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2, allow_nan=True)
+            json.dump(value, file, indent=2)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
@@ -169,21 +219,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    # copies: safetensors refuses tensors that share memory, as tied weights do
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def optimizer_state(optimizer: Optimizer, prefix: str = "optimizer") -> tuple[dict[str, Tensor], dict[str, Any]]:
+def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A torch optimizer's state as tensors and as JSON."""
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
@@ -191,7 +235,7 @@ def optimizer_state(optimizer: Optimizer, prefix: str = "optimizer") -> tuple[di
     for index, values in state["state"].items():
         for name, value in values.items():
             if isinstance(value, Tensor):
-                tensors[f"{prefix}.{index}.{name}"] = value
+                tensors[f"optimizer.{index}.{name}"] = value
             else:
                 numbers.setdefault(str(index), {})[name] = value
     groups = []
@@ -199,34 +243,41 @@ def optimizer_state(optimizer: Optimizer, prefix: str = "optimizer") -> tuple[di
         plain = {}
         for name, value in group.items():
             if isinstance(value, Tensor):
-                tensors[f"{prefix}.group.{k}.{name}"] = value
+                tensors[f"optimizer.group.{k}.{name}"] = value
             else:
                 plain[name] = value
         groups.append(plain)
     return tensors, {"state": numbers, "groups": groups}
 
 
-def load_optimizer(
-    optimizer: Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], prefix: str = "optimizer"
-) -> None:
+def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
     """Put back what `optimizer_state` took; raises `RunError` for another optimizer's state."""
     state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in numbers["state"].items()}
-    groups = [dict(group) for group in numbers["groups"]]
+    # JSON has no tuples: "betas" and the like become lists, "params" was one
+    groups = [
+        {name: tuple(v) if isinstance(v, list) and name != "params" else v for name, v in group.items()}
+        for group in numbers["groups"]
+    ]
     for name, tensor in tensors.items():
         head, *rest = name.split(".")
-        if head != prefix:
+        if head != "optimizer":
             continue
         if rest[0] == "group":
             groups[int(rest[1])][rest[2]] = tensor
         else:
             state.setdefault(int(rest[0]), {})[rest[1]] = tensor
-    for group in groups:
-        if isinstance(group.get("betas"), list):
-            group["betas"] = tuple(group["betas"])
     try:
         optimizer.load_state_dict({"state": state, "param_groups": groups})
     except (ValueError, KeyError) as error:
         raise RunError(f"the checkpoint's optimizer is another one than {type(optimizer).__name__}: {error}") from error
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the default generators of the CPU and of `device`, and no other device's, as `torch.manual_seed` would."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import numbers
 import os
 import platform
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,22 +19,26 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from .batch import Batch
-from .checkpoint import FORMAT, Checkpoints, read_json, write_json
 from .data import DataSet
-from .errors import InputError, RunError, choose
+from .errors import InputError, choose
+from .folder import check_folder
 from .likelihoods import Likelihood
 from .loader import Data, as_data
-from .networks import set_precision
+from .networks import Condition, set_precision
 from .objectives import ELBO, Objective
-from .trainer import Callback, EpochEnd, Job, Outcome, Schedule, Settings, Stopped, train, train_remote
+from .processes import launch
+from .trainer import Callback, EpochEnd, Job, Schedule, Settings, Stopped
 
 __all__ = ["Callback", "EpochEnd", "FitResult", "fit", "resolve_device"]
 
-RUN = "run.json"
-_LR_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
-    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
-}
+_CHUNK = 10_000
+
+
+def _cosine(done: float) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+_LR_SCHEDULES: dict[str, Callable[[float], float] | None] = {"constant": None, "cosine": _cosine}
 
 
 @dataclass
@@ -162,14 +167,10 @@ def fit(
     ):
         if not isinstance(part, kind):
             raise InputError(f"{name} is a {type(part).__name__}; give a {kind.__name__}")
-    train_data = as_data(data)
-    held_out = None if validation is None else as_data(validation, "validation")
-    if callable(lr_schedule):
-        factor, schedule_name = lr_schedule, getattr(lr_schedule, "__qualname__", repr(lr_schedule))
-    elif lr_schedule in _LR_SCHEDULES:
-        factor, schedule_name = _LR_SCHEDULES[lr_schedule], lr_schedule
-    else:
-        raise choose("lr_schedule", lr_schedule, _LR_SCHEDULES)
+    dtype = next((p.dtype for part in (model, guide) for p in part.parameters() if p.is_floating_point()), None)
+    train_data = as_data(data, "data", dtype)
+    held_out = None if validation is None else as_data(validation, "validation", dtype)
+    factor, schedule_name = _lr_schedule(lr_schedule)
     settings = Settings(
         epochs=_whole("epochs", epochs, 1),
         batch_size=_whole("batch_size", batch_size, 1),
@@ -188,14 +189,17 @@ def fit(
     _whole("checkpoint_every", checkpoint_every, 1)
     _check_settings(settings, objective, train_data, held_out)
     where = resolve_device(device)
-    if stream not in (True, False, "auto"):
+    _check_devices(settings.devices, where, device)
+    if not isinstance(stream, bool) and stream != "auto":
         raise choose("stream", stream, ("auto", "True", "False"))
-    _check_support(model, train_data, "data")
+    _check_values(model, train_data, "data")
     if held_out is not None:
-        _check_support(model, held_out, "validation")
+        _check_values(model, held_out, "validation")
     folder = None if run_dir is None else Path(run_dir)
     if resume and folder is None:
         raise InputError("resume=True needs run_dir, the folder of the run to go on with")
+    if folder is not None:
+        check_folder(folder, resume, overwrite)
 
     job = Job(
         model=model,
@@ -207,6 +211,7 @@ def fit(
         lr_factor=factor,
         optimizer=_fused_adam if optimizer is None else optimizer,
         run_dir=folder,
+        record=_record(model, guide, objective, train_data, settings, config),
         resume=resume,
         stream=_too_large(train_data, where) if stream == "auto" else stream,
         checkpoint_every=checkpoint_every,
@@ -215,18 +220,21 @@ def fit(
         progress=progress,
         description=description or f"{type(model).__name__} / {type(guide).__name__} / {type(objective).__name__}",
     )
+    parts: tuple[nn.Module, ...] = (model, guide, objective)
+    for part in parts:
+        part.to(where)
     _try_once(job, where)
-    if folder is not None:
-        _open_folder(folder, job, resume, overwrite, config)
-    set_precision(model, precision)
-    set_precision(guide, precision)
+    for part in parts:
+        # several processes: each moves its own copy
+        part.to(where if settings.devices == 1 else "cpu")
+        set_precision(part, precision)
     try:
-        outcome = _launch(job, where)
+        outcome = launch(job, where)
     finally:
-        set_precision(model, "32")
-        set_precision(guide, "32")
-    model.eval()
-    guide.eval()
+        for part in parts:
+            part.to(where)
+            part.eval()
+            set_precision(part, "32")
     return FitResult(
         model=model,
         guide=guide,
@@ -246,58 +254,19 @@ def fit(
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device meant by "auto", "cpu", "cuda" or "cuda:1"; raises `InputError` for one that is not there."""
     if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         wanted = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise choose("device", str(device), ("auto", "cpu", "cuda")) from error
     if wanted.type not in ("cpu", "cuda"):
         raise choose("device", str(device), ("auto", "cpu", "cuda"))
+    if wanted.type == "cpu":
+        return torch.device("cpu")
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted.type == "cuda" and (wanted.index or 0) >= there:
-        raise InputError(
-            f"device={str(device)!r} is not there: torch {torch.__version__} sees {there} CUDA GPUs; use 'cpu' or 'auto'"
-        )
-    return wanted
-
-
-def _launch(job: Job, device: torch.device) -> Outcome:
-    # imported here: it takes longer than all the rest together
-    from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
-
-    count = job.settings.devices
-    devices_here = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices_here):
-        if count == 1:
-            wanted: Any = [device.index or 0] if device.type == "cuda" else 1
-            fabric = Fabric(accelerator=device.type, devices=wanted)
-            fabric.launch()
-            _seed(job.settings.seed, 0)
-            return train(fabric, job)
-        strategy = DDPStrategy(start_method="spawn", find_unused_parameters=True)
-        fabric = Fabric(accelerator=device.type, devices=count, strategy=strategy)
-        outcome: Outcome = fabric.launch(_remote, job)
-    _load(job, outcome)
-    return outcome
-
-
-def _remote(fabric: Any, job: Job) -> Outcome:
-    if fabric.global_rank > 0:
-        job.progress = False
-    _seed(job.settings.seed, fabric.global_rank)
-    return train_remote(fabric, job)
-
-
-def _seed(seed: int, rank: int) -> None:
-    # noise of each process is its own, and none of it is the noise of another seed's run
-    torch.manual_seed(seed + 1_000_003 * rank)
-
-
-def _load(job: Job, outcome: Outcome) -> None:
-    for prefix, module in (("model.", job.model), ("guide.", job.guide), ("objective.", job.objective)):
-        part = {name.removeprefix(prefix): t for name, t in outcome.weights.items() if name.startswith(prefix)}
-        module.load_state_dict(part)
+    if (wanted.index or 0) >= there:
+        raise InputError(f"device={str(device)!r} is not there: torch sees {there} CUDA GPUs; use 'cpu' or 'auto'")
+    return torch.device("cuda", torch.cuda.current_device() if wanted.index is None else wanted.index)
 
 
 def _fused_adam(groups: Any, lr: float) -> Optimizer:
@@ -305,23 +274,34 @@ def _fused_adam(groups: Any, lr: float) -> Optimizer:
 
 
 def _try_once(job: Job, device: torch.device) -> None:
-    """Run one small batch through the objective before anything is written, so that a pair that cannot be trained
-    leaves no trace. Its first call checks the pair under validation."""
-    for part in (job.model, job.guide, job.objective):
-        part.to(device)
-    rows = torch.arange(min(2, len(job.data)))
-    batch = job.data.take(rows).batch().to(device)
-    devices = [device] if device.type == "cuda" else []
-    buffers = {name: b.clone() for name, b in job.objective.named_buffers()}
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        loss = job.objective.terms(job.model, job.guide, batch).loss
-    for name, buffer in job.objective.named_buffers():
-        buffer.copy_(buffers[name])
-    if tuple(loss.shape) != (batch.size,):
-        raise InputError(
-            f"{type(job.objective).__name__}.terms returned a loss of shape {tuple(loss.shape)}; one value a datum, "
-            f"({batch.size},), belongs there"
-        )
+    """Run one small batch through the objective, and make an optimizer, before anything is written: a pair that cannot
+    be trained leaves no trace. The pair's first call is checked under validation. Random states, buffers and modes
+    are left as they were."""
+    if not any(p.requires_grad for part in (job.model, job.guide, job.objective) for p in part.parameters()):
+        raise InputError("no parameter of model, guide or objective requires a gradient: there is nothing to train")
+    try:
+        optimizer = job.optimizer([{"params": [nn.Parameter(torch.zeros(1, device=device))]}], lr=job.settings.lr)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"optimizer: {error}; give one that is called with parameter groups and lr=") from error
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(f"optimizer made a {type(optimizer).__name__}; give a class of torch.optim")
+    parts = (job.model, job.guide, job.objective)
+    buffers = [{name: b.clone() for name, b in part.named_buffers()} for part in parts]
+    batch = job.data.take(torch.arange(2)).batch().to(device)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+            terms = job.objective.terms(job.model, job.guide, batch)
+    finally:
+        for part, before in zip(parts, buffers, strict=True):
+            for name, buffer in part.named_buffers():
+                if name in before:
+                    buffer.copy_(before[name])
+    for name, value in (("a loss", terms.loss), *terms.logs.items()):
+        if tuple(value.shape) != (batch.size,):
+            raise InputError(
+                f"{type(job.objective).__name__}.terms returned {name} of shape {tuple(value.shape)}; one value a "
+                f"datum, ({batch.size},), belongs there"
+            )
 
 
 def _too_large(data: Data, device: torch.device) -> bool:
@@ -356,53 +336,61 @@ def _check_settings(settings: Settings, objective: Objective, data: Data, valida
         )
 
 
-def _check_support(model: nn.Module, data: Data, argument: str) -> None:
+def _check_devices(count: int, where: torch.device, given: str | torch.device) -> None:
+    there = torch.cuda.device_count() if where.type == "cuda" else count
+    if count > there:
+        raise InputError(f"devices={count} are not there: torch sees {there} CUDA GPUs; give {there} or less")
+    if count > 1 and ":" in str(given):
+        raise InputError(f"devices={count} are the first {count}, and device={str(given)!r} names one; say 'cuda'")
+
+
+def _check_values(model: nn.Module, data: Data, argument: str) -> None:
+    """Raise `InputError` for x outside of the likelihood's support and for labels that are no class of the model."""
+    condition = getattr(model, "condition", None)
+    classes = condition.classes if isinstance(condition, Condition) else 0
+    y = data.y if isinstance(data, DataSet) else data.batch().y if classes else None
+    if classes and y is not None and not bool(((y >= -1) & (y < classes)).all()):
+        row = int(((y < -1) | (y >= classes)).nonzero()[0])
+        raise InputError(
+            f"{argument}: y[{row}] is {int(y[row])}; this model has the classes 0 to {classes - 1}, and -1 stands "
+            "for a missing label"
+        )
     likelihood = getattr(model, "likelihood", None)
     if not isinstance(likelihood, Likelihood):
         return
-    fixed = data.fixed()
-    for rows in torch.arange(len(fixed)).split(10_000):
-        batch = fixed.take(rows).batch()
-        if batch.x is not None:
+    # a binarized data set is 0 and 1 by construction: its shape alone is looked at
+    size = 1 if isinstance(data, DataSet) and data.binary else len(data)
+    for rows in torch.arange(size).split(_CHUNK):
+        x = data.take(rows).fixed().batch().x
+        if x is not None:
             # what is not observed is 0 by contract, and 0 lies in every support
-            likelihood.check(batch.x, argument)
+            likelihood.check(x, argument)
 
 
-def _open_folder(folder: Path, job: Job, resume: bool, overwrite: bool, config: Mapping[str, Any] | None) -> None:
-    """Make the run folder, or see that it is the one to go on with."""
-    if resume:
-        if not (folder / RUN).exists():
-            raise RunError(f"run_dir={str(folder)!r} is not a run folder (it has no {RUN}): nothing to resume")
-        found = read_json(folder / RUN).get("format")
-        if found != FORMAT:
-            raise RunError(f"run_dir={str(folder)!r} has format {found!r} and this version of ppl_vae reads {FORMAT}")
-        Checkpoints(folder / "checkpoints").latest()
-        return
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"run_dir={str(folder)!r} is a file; give a folder")
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / RUN).exists():
-            raise InputError(f"run_dir={str(folder)!r} holds files that are no run's; give another folder")
-        if not overwrite:
-            raise InputError(
-                f"run_dir={str(folder)!r} holds an earlier run; go on with it by resume=True, replace it by "
-                "overwrite=True (--resume, --overwrite), or give another folder"
-            )
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / RUN,
-        {
-            "format": FORMAT,
-            "versions": _versions(),
-            "model": type(job.model).__qualname__,
-            "guide": type(job.guide).__qualname__,
-            "objective": {"class": type(job.objective).__qualname__, "repr": job.objective.extra_repr()},
-            "data": {"description": job.data.description, "size": len(job.data)},
-            "training": asdict(job.settings),
-            **(config or {}),
-        },
-    )
+def _record(
+    model: nn.Module,
+    guide: nn.Module,
+    objective: Objective,
+    data: Data,
+    settings: Settings,
+    config: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What run.json says of a run."""
+    try:
+        json.dumps(config)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config is kept as JSON, and cannot be: {error}") from error
+    record = {
+        "versions": _versions(),
+        "model": type(model).__qualname__,
+        "guide": type(guide).__qualname__,
+        "objective": {"class": type(objective).__qualname__, "repr": objective.extra_repr()},
+        "data": {"description": data.description, "size": len(data)},
+        "training": asdict(settings),
+    }
+    if taken := sorted(record.keys() & (config or {}).keys()):
+        raise InputError(f"config has {', '.join(map(repr, taken))}, which run.json says of itself; use other names")
+    return {**record, **(config or {})}
 
 
 def _versions() -> dict[str, str]:
@@ -416,13 +404,25 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _lr_schedule(given: object) -> tuple[Callable[[float], float] | None, str]:
+    if isinstance(given, str) and given in _LR_SCHEDULES:
+        return _LR_SCHEDULES[given], given
+    if not callable(given):
+        raise choose("lr_schedule", given, _LR_SCHEDULES)
+    for done in (0.0, 1.0):
+        factor = given(done)
+        if not isinstance(factor, numbers.Real) or not math.isfinite(factor) or factor < 0:
+            raise InputError(f"lr_schedule({done}) is {factor!r}; it must give a factor on lr, a number of 0 or more")
+    return given, getattr(given, "__qualname__", type(given).__name__)
+
+
 def _whole(name: str, value: object, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
         raise InputError(f"{name}={value!r} must be a whole number, {least} or more")
-    return value
+    return int(value)
 
 
 def _positive(name: str, value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
         raise InputError(f"{name}={value!r} must be a positive number")
     return float(value)

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Logs", "read_history"]
+from .checkpoint import writing
+from .folder import METRICS, TENSORBOARD
 
-METRICS = "metrics.csv"
+__all__ = ["Logs", "read_history"]
 
 
 class Logs:
@@ -26,23 +27,24 @@ class Logs:
     def __init__(self, folder: Path, history: list[dict[str, float]], tensorboard: bool = True) -> None:
         self.path = folder / METRICS
         self._rows = list(history)
+        self._columns: list[str] = []
         self._write_all()
         self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            purge = int(history[-1]["step"]) + 1 if history else None
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+            # readers drop what an earlier process wrote from this step on
+            purge = int(history[-1]["step"]) + 1 if history else 1
+            self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=purge)
 
     def add(self, row: Mapping[str, float]) -> None:
         """Write an epoch's row."""
-        known = set(self._rows[0]) if self._rows else set()
         self._rows.append(dict(row))
-        if set(row) != known:
+        if not set(row) <= set(self._columns):
             self._write_all()
         else:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, list(self._rows[0])).writerow({k: repr(v) for k, v in row.items()})
+            with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns).writerow(_texts(row))
         if self._board is not None:
             for name, value in row.items():
                 if name not in ("epoch", "step"):
@@ -53,13 +55,23 @@ class Logs:
             self._board.close()
 
     def _write_all(self) -> None:
+        self._columns = list(dict.fromkeys(name for row in self._rows for name in row))
         temporary = self.path.with_name(f".{METRICS}.{os.getpid()}")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            if self._rows:
-                writer = csv.DictWriter(file, list(self._rows[0]))
-                writer.writeheader()
-                writer.writerows({k: repr(v) for k, v in row.items()} for row in self._rows)
-        temporary.replace(self.path)
+        with writing(self.path):
+            try:
+                with temporary.open("w", newline="", encoding="utf-8") as file:
+                    if self._columns:
+                        writer = csv.DictWriter(file, self._columns)
+                        writer.writeheader()
+                        writer.writerows(map(_texts, self._rows))
+                temporary.replace(self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+def _texts(row: Mapping[str, float]) -> dict[str, str]:
+    # repr: what is read back is the same float
+    return {name: repr(value) for name, value in row.items()}
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
@@ -67,4 +79,5 @@ def read_history(folder: Path) -> list[dict[str, float]]:
     if not (folder / METRICS).exists():
         return []
     with (folder / METRICS).open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        # a column may be empty in rows from before it was logged
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]

@@ -11,15 +11,14 @@ from typing import Any
 from torch import nn
 
 from .build import DataSpec, PairConfig, build, build_objective
-from .checkpoint import FORMAT, Checkpoints, read_json
+from .checkpoint import Checkpoints
 from .core import Guide, LatentModel
-from .data import DataSet, DataSplits, load
+from .data import DataSet, DataSplits, data_sets, load
 from .errors import InputError, RunError
+from .folder import CHECKPOINTS, RUN, read_run
 from .objectives import Objective
 
 __all__ = ["Run", "load_weights", "open_run", "run_config"]
-
-RUN = "run.json"
 
 
 @dataclass
@@ -65,12 +64,17 @@ class Run:
         options = dict(self.config["data_options"])
         if data_dir is not None:
             options["data_dir"] = os.fspath(data_dir)
-        splits = load(options.pop("data"), **options)
-        if splits.train.shape != self.spec.shape:
-            raise InputError(
-                f"the data {splits.train.description!r} have shape {splits.train.shape}, and {self.path} was trained "
-                f"on {self.spec.shape}"
-            )
+        try:
+            splits = load(options.pop("data"), **options)
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{self.path / RUN} does not say how its data are loaded: {error!r}") from error
+        found = DataSpec.of(splits.train)
+        for name in ("shape", "levels", "units", "class_names", "context"):
+            if getattr(found, name) != getattr(self.spec, name):
+                raise InputError(
+                    f"the data {splits.train.description!r} are not those of {self.path}: their {name} is "
+                    f"{getattr(found, name)!r}, and was {getattr(self.spec, name)!r}"
+                )
         return splits
 
 
@@ -89,10 +93,16 @@ def run_config(
         data_options: the arguments of `ppl_vae.data.load`, its first one under "data".
         objective, objective_options: see `build_objective`.
     """
+    options = dict(data_options)
+    # a run is opened from other folders than the one it was trained in
+    if "data" in options and options["data"] not in data_sets:
+        options["data"] = os.path.abspath(os.path.expanduser(options["data"]))
+    if "data_dir" in options:
+        options["data_dir"] = os.path.abspath(os.path.expanduser(options["data_dir"]))
     return {
         "pair": pair.to_json(),
         "spec": DataSpec.of(data).to_json(),
-        "data_options": dict(data_options),
+        "data_options": options,
         "objective_name": objective,
         "objective_options": {k: v for k, v in objective_options.items() if v is not None},
     }
@@ -110,20 +120,20 @@ def open_run(path: str | os.PathLike[str], best: bool = True) -> Run:
             them as before and call `load_weights`).
     """
     folder = Path(path)
-    config = _read_config(folder)
+    config = read_run(folder)
     missing = [key for key in ("pair", "spec", "data_options", "objective_name") if key not in config]
     if missing:
         raise RunError(
             f"{folder} was trained from modules made in a program ({config.get('model')}, {config.get('guide')}): "
-            "make them there and call ppl_vae.load_weights(folder, model, guide)"
+            "make them there and call ppl_vae.runs.load_weights(folder, model, guide)"
         )
     try:
         pair, spec = PairConfig.from_json(config["pair"]), DataSpec.from_json(config["spec"])
         model, guide = build(pair, spec)
         objective = build_objective(config["objective_name"], **config.get("objective_options", {}))
-    except (InputError, TypeError) as error:
+        patience = config.get("training", {}).get("patience")
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise RunError(f"{folder / RUN} describes a pair that cannot be built: {error}") from error
-    patience = config.get("training", {}).get("patience")
     state, checkpoint = _load(folder, {"model": model, "guide": guide, "objective": objective}, best and bool(patience))
     return Run(
         path=folder,
@@ -148,25 +158,16 @@ def load_weights(
         RunError: not a run folder, truncated, of another version, or of modules with other parameters.
     """
     folder = Path(path)
-    _read_config(folder)
+    read_run(folder)
     return _load(folder, {"model": model, "guide": guide}, best)[0]
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    if not (folder / RUN).is_file():
-        raise RunError(f"{str(folder)!r} is not a run folder: it has no {RUN}; give a folder that training has written")
-    config = read_json(folder / RUN)
-    if config.get("format") != FORMAT:
-        raise RunError(
-            f"{str(folder)!r} has format {config.get('format')!r} and this version of ppl_vae reads format {FORMAT}"
-        )
-    return config
-
-
 def _load(folder: Path, parts: Mapping[str, nn.Module], best: bool) -> tuple[dict[str, Any], Path]:
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
     path = (checkpoints.best() if best else None) or checkpoints.latest()
     saved = checkpoints.load(path)
+    if lacking := [name for name in ("epoch", "step", "seconds", "history") if name not in saved.state]:
+        raise RunError(f"{path} is not whole: its state lacks {', '.join(lacking)}")
     for prefix, module in parts.items():
         weights = {
             name.removeprefix(f"{prefix}."): tensor

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
-from pyro import poutine
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,24 +22,27 @@ from .checkpoint import (
     load_random_state,
     optimizer_state,
     random_state,
+    seed_generators,
 )
 from .errors import NonFiniteLossError, RunError
-from .loader import Data, Loader
+from .folder import CHECKPOINTS, start_run
+from .loader import Data, Loader, fingerprint
 from .logs import Logs
+from .nonfinite import first_bad, first_bad_parameter
 from .objectives import Objective
 from .progress import progress_bar
-from .weights import particle_plate
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Callback", "EpochEnd", "Job", "Outcome", "Settings", "train"]
+__all__ = ["Callback", "EpochEnd", "Flag", "Job", "Outcome", "Schedule", "Settings", "Stopped", "Trainer"]
 
 Schedule = Literal["joint", "alternating"]
 Stopped = Literal["finished", "early", "interrupted", "callback"]
 
 _VALIDATION_SEED = 20_131_220
-_NON_FINITE_CHECK_EVERY = 50
+_VALIDATION_BATCH = 256
+_LOOK_EVERY = 10
 _BAR_SECONDS = 0.1
 
 
@@ -81,9 +80,15 @@ Callback = Callable[[EpochEnd], object]
 """Called after each epoch; returning True stops the run."""
 
 
+class Flag(Protocol):
+    """Says whether the run was asked to stop, as by Ctrl-C."""
+
+    def is_set(self) -> bool: ...
+
+
 @dataclass
 class Job:
-    """Everything a process is told. It is pickled for processes on other devices."""
+    """Everything a process is told."""
 
     model: nn.Module
     guide: nn.Module
@@ -91,9 +96,10 @@ class Job:
     data: Data
     validation: Data | None
     settings: Settings
-    lr_factor: Callable[[float], float]
+    lr_factor: Callable[[float], float] | None
     optimizer: Callable[..., Optimizer]
     run_dir: Path | None
+    record: Mapping[str, Any]
     resume: bool
     stream: bool
     checkpoint_every: int
@@ -113,7 +119,6 @@ class Outcome:
     seconds: float
     stopped: Stopped
     best_epoch: int | None
-    weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 class _Loss(nn.Module):
@@ -127,40 +132,48 @@ class _Loss(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         terms = self.objective.terms(self.model, self.guide, batch)
         self.names = tuple(terms.logs)
-        loss = terms.loss.mean()
-        return loss, torch.stack([loss.detach(), *(value.detach().mean() for value in terms.logs.values())])
+        return terms.loss.mean(), torch.stack([terms.loss.detach(), *terms.logs.values()]).mean(1)
 
 
-def train(fabric: Fabric, job: Job) -> Outcome:
-    """Run a job in this process; returns when all epochs are done or something stops it."""
-    return _Trainer(fabric, job).run()
+class _Update(NamedTuple):
+    """What is needed to look at an update again: its step, its batch, the noise it began with, its loss."""
+
+    step: int
+    step_in_epoch: int
+    batch: Batch
+    noise: dict[str, Tensor]
+    loss: Tensor
 
 
-def train_remote(fabric: Fabric, job: Job) -> Outcome:
-    """Run a job in a process of its own, whose weights come back with the outcome."""
-    trainer = _Trainer(fabric, job)
-    outcome = trainer.run()
-    outcome.weights = {name: t.detach().cpu() for name, t in trainer.weights().items()}
-    return outcome
+class Trainer:
+    """A job in one process.
 
+    Args:
+        fabric: where it runs, and with which others.
+        job: what is to be done.
+        stop: looked at after every step.
+    """
 
-class _Trainer:
-    def __init__(self, fabric: Fabric, job: Job) -> None:
+    def __init__(self, fabric: Fabric, job: Job, stop: Flag) -> None:
         self.fabric = fabric
         self.job = job
+        self.stop = stop
         self.settings = job.settings
         self.device: torch.device = fabric.device
         self.rank, self.world = fabric.global_rank, fabric.world_size
         self.loss = _Loss(job.model, job.guide, job.objective).to(self.device)
         # one process needs none of the wrapper's conversions, which cost as much as a small step
         self.module: nn.Module = fabric.setup_module(self.loss) if self.world > 1 else self.loss
-        self.groups = self._parameter_groups()
+        self.groups = _parameter_groups(job)
+        self.trained = [p for group in self.groups.values() for p in group]
         self.optimizer = job.optimizer([{"params": group} for group in self.groups.values()], lr=self.settings.lr)
         self.loader = Loader(
             job.data, self.settings.batch_size, self.settings.seed, self.device, self.rank, self.world, job.stream
         )
-        self.validation = None if job.validation is None else job.validation.fixed().to(self.device)
-        self.checkpoints = None if job.run_dir is None else Checkpoints(job.run_dir / "checkpoints")
+        self.validation = None if job.validation is None else job.validation.fixed()
+        if self.validation is not None and not job.stream:
+            self.validation = self.validation.to(self.device)
+        self.checkpoints = None if job.run_dir is None else Checkpoints(job.run_dir / CHECKPOINTS)
         self.logs: Logs | None = None
 
         self.epoch = 0
@@ -168,87 +181,112 @@ class _Trainer:
         self.step = 0
         self.sums: Tensor | None = None
         self.epoch_seconds = 0.0
-        self.seconds = 0.0
+        self.earlier_seconds = 0.0
+        self.started = time.perf_counter()
         self.history: list[dict[str, float]] = []
-        self.best: float = -math.inf
+        self.best = -math.inf
         self.best_epoch: int | None = None
         self.best_weights: dict[str, Tensor] | None = None
-        self.interrupted = False
+
+        self.updates: list[_Update] = []
+        self.look_every = 1
+        self.skip: Tensor | None = None
+        # Reading a loss waits for the GPU. Optimizers that can skip an update by a flag on the device (what loss
+        # scaling uses) leave all parameters as they were at the first bad loss, so that it may be looked for later.
+        if self.device.type == "cuda" and getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            self._look_later(_LOOK_EVERY)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
+        """Train until all epochs are done or something stops it."""
         settings = self.settings
+        if hasattr(self.loss.objective, "kl_weight"):
+            # an earlier run may have been stopped in its warm-up
+            self.loss.objective.kl_weight.fill_(1.0)  # type: ignore[operator]
         if self.job.resume:
             self._restore()
         if self.rank == 0 and self.job.run_dir is not None:
+            start_run(self.job.run_dir, self.job.record, self.job.resume)
             self.logs = Logs(self.job.run_dir, self.history, self.job.tensorboard)
-        started = time.perf_counter()
+        self.started = time.perf_counter()
         stopped: Stopped = "finished"
         show = self.job.progress if self.rank == 0 else False
         try:
-            with _sigint(self), progress_bar(show, self.job.description, settings.epochs) as bar:
+            with progress_bar(show, self.job.description, settings.epochs) as bar:
                 self.module.train()
+                bar.update(self.epoch)
                 while self.epoch < settings.epochs:
                     if self._out_of_patience():
                         stopped = "early"
                         break
-                    self._run_epoch(bar.update)
-                    if self.interrupted:
+                    if self._run_epoch(bar.update):
                         stopped = "interrupted"
+                        self._save()
                         break
                     row = self._end_epoch()
                     bar.update(self.epoch, f"ELBO {row['elbo']:.2f}  KL {row['kl']:.2f} nats/datum")
-                    told = EpochEnd(self.epoch, row, self.loss.model, self.loss.guide, self.loss.objective)
-                    stop = [callback(told) for callback in self.job.callbacks]
-                    last = self.epoch == settings.epochs or self._out_of_patience() or True in stop
-                    if last or self.epoch % self.job.checkpoint_every == 0 or self.best_epoch == self.epoch:
-                        self._save(best=self.best_epoch == self.epoch)
-                    if True in stop:
+                    told = self._tell_callbacks(row)
+                    last = self.epoch == settings.epochs or self._out_of_patience() or told
+                    is_best = self.best_epoch == self.epoch
+                    if last or is_best or self.epoch % self.job.checkpoint_every == 0:
+                        self._save(is_best)
+                    if told:
                         stopped = "callback"
                         break
-            if stopped == "interrupted":
-                self._save()
         finally:
-            self.seconds += time.perf_counter() - started
             if self.logs is not None:
                 self.logs.close()
         if settings.patience is not None and stopped != "interrupted" and self.best_weights is not None:
             self._load_weights(self.best_weights)
-        return Outcome(self.history, self.epoch, self.step, self.seconds, stopped, self.best_epoch)
+        return Outcome(self.history, self.epoch, self.step, self.seconds(), stopped, self.best_epoch)
 
-    def _run_epoch(self, update: Callable[[float], None]) -> None:
-        started = shown = time.perf_counter()
-        for batch in self.loader.epoch(self.epoch, self.step_in_epoch):
+    def seconds(self) -> float:
+        """Spent in training, before a resumption too."""
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of model, guide and objective, under "model.", "guide.", "objective."."""
+        return dict(self.loss.state_dict())
+
+    def _run_epoch(self, update: Callable[[float], None]) -> bool:
+        """The rest of an epoch's steps; returns whether the run was asked to stop."""
+        began = shown = time.perf_counter()
+        asked = self._asked_to_stop()
+        for batch in () if asked else self.loader.epoch(self.epoch, self.step_in_epoch):
             logs = self._step(batch)
-            self.sums = logs.double() if self.sums is None else self.sums + logs
+            self.sums = logs.double() if self.sums is None else self.sums.add_(logs)
             self.step += 1
             self.step_in_epoch += 1
-            if self.interrupted:
+            if self.step % self.look_every == 0 and self._asked_to_stop():
+                asked = True
                 break
             now = time.perf_counter()
             if now - shown > _BAR_SECONDS:
                 update(self.epoch + self.step_in_epoch / self.loader.steps)
                 shown = now
-        self.epoch_seconds += time.perf_counter() - started
+        self._look()
+        self.epoch_seconds += time.perf_counter() - began
+        return asked
 
     def _end_epoch(self) -> dict[str, float]:
         assert self.sums is not None
         sums = self.sums / self.loader.steps
         if self.world > 1:
             sums = self.fabric.all_reduce(sums, reduce_op="mean")  # type: ignore[assignment]
-        values = sums.tolist()
-        self._refuse_non_finite(values[0])
         row: dict[str, float] = {"epoch": float(self.epoch + 1), "step": float(self.step)}
-        row |= dict(zip(("loss", *self.loss.names), values, strict=True))
+        row |= dict(zip(("loss", *self.loss.names), sums.tolist(), strict=True))
         row["lr"] = float(self.optimizer.param_groups[0]["lr"])
         if self.validation is not None:
             row |= self._validate(self.validation)
-            if row["val_elbo"] > self.best:
-                self.best, self.best_epoch = row["val_elbo"], self.epoch + 1
-                if self.settings.patience is not None:
-                    self.best_weights = {k: v.detach().clone() for k, v in self.weights().items()}
         row["seconds"] = self.epoch_seconds
+        if self.world > 1:
+            # what is decided by a row must be decided alike
+            row = self.fabric.broadcast(row)
+        if row.get("val_elbo", -math.inf) > self.best:
+            self.best, self.best_epoch = row["val_elbo"], self.epoch + 1
+            if self.settings.patience is not None:
+                self.best_weights = {k: v.detach().clone() for k, v in self.weights().items()}
         self.epoch += 1
         self.step_in_epoch, self.sums, self.epoch_seconds = 0, None, 0.0
         self.history.append(row)
@@ -256,91 +294,125 @@ class _Trainer:
             self.logs.add(row)
         return row
 
+    def _tell_callbacks(self, row: dict[str, float]) -> bool:
+        told = EpochEnd(self.epoch, dict(row), self.loss.model, self.loss.guide, self.loss.objective)
+        stop = False
+        if self.rank == 0:
+            for callback in self.job.callbacks:
+                stop = callback(told) is True or stop
+        return stop if self.world == 1 else bool(self.fabric.broadcast(stop))
+
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience
         return patience is not None and self.best_epoch is not None and self.epoch - self.best_epoch >= patience
 
+    def _asked_to_stop(self) -> bool:
+        if self.world == 1:
+            return self.stop.is_set()
+        # all processes stop after the same step, or some would wait for the others for ever
+        asked = torch.tensor(float(self.stop.is_set()), device=self.device)
+        return bool(self.fabric.all_reduce(asked, reduce_op="max"))
+
     # --- one step -----------------------------------------------------------------------------------------------
 
     def _step(self, batch: Batch) -> Tensor:
-        total = self.settings.epochs * self.loader.steps
-        factor = self.job.lr_factor(self.step / total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * factor
+        if self.job.lr_factor is not None:
+            factor = self.job.lr_factor(self.step / (self.settings.epochs * self.loader.steps))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.settings.lr * factor
         if self.settings.warmup:
             warm = min(1.0, (self.step + 1) / (self.settings.warmup * self.loader.steps))
-            self.loss.objective.kl_weight.fill_(warm)  # type: ignore[operator,union-attr]
+            self.loss.objective.kl_weight.fill_(warm)  # type: ignore[operator]
         if self.settings.schedule == "joint":
-            return self._update(batch, None)
-        for _ in range(self.settings.guide_steps):
-            self._update(batch, "guide")
-        return self._update(batch, "model")
+            return self._update(batch, self.trained)
+        for _ in range(self.settings.guide_steps if "guide" in self.groups else 0):
+            logs = self._update(batch, self.groups["guide"])
+        return self._update(batch, self.groups["model"]) if "model" in self.groups else logs
 
-    def _update(self, batch: Batch, only: Literal["model", "guide"] | None) -> Tensor:
-        """One gradient step, of all parameters or of one side's; returns the logs' batch means."""
-        self.optimizer.zero_grad()
+    def _update(self, batch: Batch, parameters: list[nn.Parameter]) -> Tensor:
+        """One gradient step of some parameters; returns the logs' batch means."""
+        noise = random_state(self.device)
+        for p in self.trained:
+            p.grad = None
         loss, logs = self.module(batch)
-        # on a GPU reading the loss would wait for it, so there it is looked at now and then, and at an epoch's end
-        if self.device.type == "cpu" or self.step % _NON_FINITE_CHECK_EVERY == 0:
-            self._refuse_non_finite(loss.item(), batch)
+        self._watch(_Update(self.step, self.step_in_epoch, batch, noise, loss.detach()))
         if self.world > 1:
             self.fabric.backward(loss)
-        else:
+            if parameters is not self.trained:
+                kept = {id(p) for p in parameters}
+                for p in self.trained:
+                    p.grad = p.grad if id(p) in kept else None
+        elif parameters is self.trained:
             loss.backward()
-        if only is not None:
-            for name, parameters in self.groups.items():
-                if name != only:
-                    for p in parameters:
-                        p.grad = None
+        else:
+            loss.backward(inputs=parameters)
         if self.settings.clip is not None:
-            nn.utils.clip_grad_norm_([p for g in self.groups.values() for p in g], self.settings.clip)
+            nn.utils.clip_grad_norm_(parameters, self.settings.clip)
         self.optimizer.step()
         out: Tensor = logs
         return out
 
-    def _parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The guide's parameters, and the model's with the objective's; what both hold is the model's."""
-        of_model = [*self.loss.model.parameters(), *self.loss.objective.parameters()]
-        known = {id(p) for p in of_model}
-        groups = {"model": of_model, "guide": [p for p in self.loss.guide.parameters() if id(p) not in known]}
-        return {name: trained for name, group in groups.items() if (trained := [p for p in group if p.requires_grad])}
-
     def _validate(self, data: Data) -> dict[str, float]:
         """Means over the validation data, with the same noise after every epoch."""
         self.module.eval()
-        totals: dict[str, float] = {}
+        totals: dict[str, Tensor] = {}
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(_VALIDATION_SEED)
-            size = max(256, self.settings.batch_size)
-            for rows in torch.arange(len(data), device=self.device).split(size):
-                terms = self.loss.objective.terms(self.loss.model, self.loss.guide, data.batch(rows))
-                for name, value in terms.logs.items():
-                    totals[name] = totals.get(name, 0.0) + value.double().sum().item()
+            seed_generators(_VALIDATION_SEED, self.device)
+            for rows in torch.arange(len(data)).split(max(_VALIDATION_BATCH, self.settings.batch_size)):
+                batch = data.batch(rows).to(self.device)
+                for name, value in self.loss.objective.terms(self.loss.model, self.loss.guide, batch).logs.items():
+                    total = value.double().sum()
+                    totals[name] = totals[name] + total if name in totals else total
         self.module.train()
-        return {f"val_{name}": total / len(data) for name, total in totals.items()}
+        return {f"val_{name}": total.item() / len(data) for name, total in totals.items()}
 
     # --- what can go wrong --------------------------------------------------------------------------------------
 
-    def _refuse_non_finite(self, loss: float, batch: Batch | None = None) -> None:
-        if math.isfinite(loss):
+    def _look_later(self, every: int) -> None:
+        """Look at losses after so many steps, and until then let the device skip what follows a bad one."""
+        self.look_every = every
+        self.skip = torch.zeros((), device=self.device)
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self.skip  # type: ignore[attr-defined]
+
+    def _watch(self, update: _Update) -> None:
+        if self.skip is not None:
+            self.skip.copy_(torch.maximum(self.skip, (~torch.isfinite(update.loss)).float()))
+            if self.world > 1:
+                torch.distributed.all_reduce(self.skip, torch.distributed.ReduceOp.MAX)
+        self.updates.append(update)
+        if len(self.updates) >= self.look_every:
+            self._look()
+
+    def _look(self) -> None:
+        """Raise `NonFiniteLossError` for the first update whose loss is not finite."""
+        updates, self.updates = self.updates, []
+        if not updates:
             return
-        rows = self.loader.rows(self.epoch, min(self.step_in_epoch, self.loader.steps - 1)).tolist()
-        if batch is None:
-            batch = self.loader.data.batch(torch.tensor(rows, device=self.loader.data.batch().rows.device))  # type: ignore[union-attr]
-        shown = ", ".join(map(str, rows[:20])) + (", ..." if len(rows) > 20 else "")
-        kept = ""
-        if self.checkpoints is not None and any(self.checkpoints.folder.glob("step-*")):
-            kept = f"; the last good checkpoint is kept, {self.checkpoints.latest()}"
+        losses = [updates[0].loss.item()] if len(updates) == 1 else torch.stack([u.loss for u in updates]).tolist()
+        for update, loss in zip(updates, losses, strict=True):
+            if not math.isfinite(loss):
+                self._fail(update, loss)
+
+    def _fail(self, update: _Update, loss: float) -> None:
+        rows = self.loader.rows(self.epoch, update.step_in_epoch).tolist()
+        shown = ", ".join(map(str, rows[:20])) + (f", ... {len(rows)} in all" if len(rows) > 20 else "")
+        load_random_state(update.noise, self.device)
+        bad = first_bad(self.loss, update.batch)
         raise NonFiniteLossError(
-            f"the loss became {loss} at step {self.step + 1} (epoch {self.epoch + 1}), on the batch of rows [{shown}]; "
-            f"first bad tensor: {_first_bad(self.loss, batch)}{kept}. A lower lr, clip=1.0 or a warm-up may help"
+            f"the loss became {loss} at step {update.step + 1} (epoch {self.epoch + 1}), on the batch of rows "
+            f"[{shown}]; first bad tensor: {bad}; {self._kept()}. A lower lr, clip=1.0 or a warm-up may help"
         )
 
-    # --- checkpoints --------------------------------------------------------------------------------------------
+    def _kept(self) -> str:
+        try:
+            kept = None if self.checkpoints is None else self.checkpoints.latest()
+        except RunError:
+            kept = None
+        return "there is no checkpoint yet" if kept is None else f"the last good checkpoint is kept, {kept}"
 
-    def weights(self) -> dict[str, Tensor]:
-        return dict(self.loss.state_dict())
+    # --- checkpoints --------------------------------------------------------------------------------------------
 
     def _load_weights(self, weights: dict[str, Tensor]) -> None:
         try:
@@ -349,6 +421,12 @@ class _Trainer:
             raise RunError(f"the checkpoint holds another pair or objective: {error}") from error
 
     def _save(self, best: bool = False) -> None:
+        # a finite loss may have had a gradient that is not: its weights are no checkpoint to go on from
+        if (bad := first_bad_parameter(self.loss)) is not None:
+            raise NonFiniteLossError(
+                f"{bad} became non-finite by step {self.step}: the loss was finite and its gradient was not; "
+                f"{self._kept()}. A lower lr, clip=1.0 or a warm-up may help"
+            )
         states = self._random_states()
         if self.checkpoints is None or self.rank != 0:
             return
@@ -364,19 +442,28 @@ class _Trainer:
                 "epoch": self.epoch,
                 "step_in_epoch": self.step_in_epoch,
                 "step": self.step,
-                "seconds": self.seconds,
+                "seconds": self.seconds(),
                 "epoch_seconds": self.epoch_seconds,
                 "optimizer": numbers,
                 "best": None if self.best_epoch is None else self.best,
                 "best_epoch": self.best_epoch,
                 "names": list(self.loss.names),
                 "settings": asdict(self.settings),
-                "data": self.job.data.description,
-                "size": len(self.job.data),
+                "trained_with": self._trained_with(),
                 "history": self.history,
             },
         )
         self.checkpoints.save(checkpoint, self.step, best)
+
+    def _trained_with(self) -> dict[str, Any]:
+        """What a resumed run must have again, besides the settings."""
+        job = self.job
+        validation = None if job.validation is None else [job.validation.description, fingerprint(job.validation)]
+        return {
+            "objective": f"{type(job.objective).__name__}({job.objective.extra_repr()})",
+            "data": [job.data.description, len(job.data), fingerprint(job.data)],
+            "validation": validation,
+        }
 
     def _random_states(self) -> list[dict[str, Tensor]]:
         mine = random_state(self.device)
@@ -390,93 +477,60 @@ class _Trainer:
         assert self.checkpoints is not None
         path = self.checkpoints.latest()
         saved = self.checkpoints.load(path)
-        _refuse_other(saved.state, self.settings, self.job.data)
-        self._load_weights(saved.weights)
-        load_optimizer(self.optimizer, saved.training, saved.state["optimizer"])
-        load_random_state(
-            {
-                name.removesuffix(f".{self.rank}"): t
-                for name, t in saved.training.items()
-                if name.endswith(f".{self.rank}")
-            },
-            self.device,
-        )
         state = saved.state
-        self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
-        self.seconds, self.epoch_seconds = state["seconds"], state["epoch_seconds"]
-        self.history = [dict(row) for row in state["history"]]
-        self.loss.names = tuple(state["names"])
+        try:
+            _refuse_other(state, self.settings, self._trained_with())
+            self._load_weights(saved.weights)
+            load_optimizer(self.optimizer, saved.training, state["optimizer"])
+            mine = f".{self.rank}"
+            random = {k: t for k, t in saved.training.items() if k.startswith("rng.") and k.endswith(mine)}
+            load_random_state({name.removesuffix(mine): t for name, t in random.items()}, self.device)
+            self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
+            self.earlier_seconds, self.epoch_seconds = state["seconds"], state["epoch_seconds"]
+            self.history = [dict(row) for row in state["history"]]
+            self.loss.names = tuple(state["names"])
+            self.best_epoch = state["best_epoch"]
+            self.best = -math.inf if state["best"] is None else state["best"]
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise RunError(f"{path} is not whole: {error!r}") from error
         self.sums = saved.training["sums"].to(self.device) if "sums" in saved.training else None
-        self.best_epoch = state["best_epoch"]
-        self.best = -math.inf if state["best"] is None else state["best"]
-        best = self.checkpoints.best()
-        if self.settings.patience is not None and best is not None:
+        if self.settings.patience is not None and self.best_epoch is not None:
+            best = self.checkpoints.best()
+            if best is None:
+                raise RunError(f"{self.checkpoints.folder} has lost the checkpoint of its best epoch")
             self.best_weights = self.checkpoints.load(best).weights
 
 
-def _refuse_other(state: dict[str, Any], settings: Settings, data: Data) -> None:
+def _parameter_groups(job: Job) -> dict[str, list[nn.Parameter]]:
+    """The guide's parameters, and the model's with the objective's; what both hold is the model's. A side without
+    parameters that train is left out."""
+    of_model = list(dict.fromkeys([*job.model.parameters(), *job.objective.parameters()]))
+    known = set(of_model)
+    groups = {"model": of_model, "guide": [p for p in job.guide.parameters() if p not in known]}
+    return {name: trained for name, group in groups.items() if (trained := [p for p in group if p.requires_grad])}
+
+
+def _refuse_other(state: dict[str, Any], settings: Settings, trained_with: dict[str, Any]) -> None:
     """Raise `RunError` unless a checkpoint is of this very run."""
     now = asdict(settings)
+    free = {"epochs", "patience"} if settings.lr_schedule == "constant" else {"patience"}
     for name, then in state["settings"].items():
-        if name in ("epochs", "patience"):
-            continue
-        if now.get(name) != then:
+        if name not in free and now.get(name) != then:
             raise RunError(
-                f"resume: the run was started with {name}={then!r} and is asked to go on with {name}={now.get(name)!r}; "
+                f"resume: the run was started with {name}={then!r} and is asked to go on with {name}={now.get(name)!r}"
+                + (f", and lr_schedule={settings.lr_schedule!r} depends on it" if name == "epochs" else "")
+                + "; give the same, or start a new run"
+            )
+    for name, then in state["trained_with"].items():
+        if trained_with[name] != then:
+            raise RunError(
+                f"resume: {name} was {_words(then)} when the run was started, and is {_words(trained_with[name])} now; "
                 "give the same, or start a new run"
             )
-    if settings.lr_schedule != "constant" and state["settings"]["epochs"] != settings.epochs:
-        raise RunError(
-            f"resume: lr_schedule={settings.lr_schedule!r} was planned for {state['settings']['epochs']} epochs, not "
-            f"{settings.epochs}; give the same, or start a new run"
-        )
-    if (state["data"], state["size"]) != (data.description, len(data)):
-        raise RunError(
-            f"resume: the run was trained on {state['data']!r} ({state['size']} data), not on {data.description!r} "
-            f"({len(data)})"
-        )
 
 
-def _first_bad(loss: _Loss, batch: Batch) -> str:
-    """The first tensor that is not finite, in the order in which the pair makes them."""
-    for name, tensor in batch._asdict().items():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return f"batch.{name}"
-    for name, parameter in loss.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            return f"parameter {name}"
-    with torch.no_grad(), particle_plate(1):
-        try:
-            guide_trace = poutine.trace(loss.guide).get_trace(batch)
-            model_trace = poutine.trace(poutine.replay(loss.model, trace=guide_trace)).get_trace(batch)
-        except ValueError as error:
-            return f"a parameter of a distribution ({error})"
-        for side, trace in (("guide", guide_trace), ("model", model_trace)):
-            for name, site in trace.nodes.items():
-                if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
-                    continue
-                if not bool(torch.isfinite(site["value"]).all()):
-                    return f"the value of {side} site {name!r}"
-                if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
-                    return f"log-probability of {side} site {name!r}"
-    return "none when the batch is run again with other noise: this step's draw was the cause"
-
-
-@contextmanager
-def _sigint(trainer: _Trainer) -> Iterator[None]:
-    """Ctrl-C ends the run after the step under way, with a checkpoint; a second one ends it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def handle(signum: int, frame: Any) -> None:
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-        trainer.interrupted = True
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _words(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    first, *rest = value
+    return f"{first!r} ({', '.join(map(str, rest))})"
