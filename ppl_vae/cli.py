@@ -1,0 +1,645 @@
+"""The command line, `ppl-vae`: compare, train, evaluate, sample, reconstruct, encode, export, list."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from .errors import InputError, NonFiniteLossError
+
+if TYPE_CHECKING:
+    from .data import DataSet
+    from .recipe import Recipe
+    from .runs import Run
+
+__all__ = ["app", "main"]
+
+BAD_INPUT = 2
+FAILURE = 1
+INTERRUPTED = 130
+
+RUNS = Path("runs")
+
+
+class _Group(TyperGroup):
+    """Says in one line what is wrong, and exits: 2 for what was asked, 1 for what happened."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            raise _exit(str(error), BAD_INPUT) from None
+        except NonFiniteLossError as error:
+            raise _exit(str(error), FAILURE) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader of a pipe has gone, as `head` does
+                raise
+            raise _exit(str(error), FAILURE) from None
+        except KeyboardInterrupt:
+            raise _exit("interrupted", INTERRUPTED) from None
+
+
+def _exit(message: str, code: int) -> typer.Exit:
+    typer.echo(f"ppl-vae: {' '.join(message.split())}", err=True)
+    return typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=_Group,
+    name="ppl-vae",
+    help="Deep latent-variable models as Pyro programs: any model, guide and objective, compared and checked.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """The entry point."""
+    app(prog_name="ppl-vae", obj=_process_age())
+
+
+_DATA, _PARTS, _TRAINING, _MACHINE, _OUTPUT = "Data", "Model, guide, objective", "Training", "Machine", "Output"
+
+Data = Annotated[
+    str,
+    typer.Option(
+        help="digits, mnist, fashion-mnist, kmnist, svhn, cifar10; or a .npz, a .csv, a folder of images.",
+        rich_help_panel=_DATA,
+    ),
+]
+Binarize = Annotated[
+    str | None,
+    typer.Option(
+        help="dynamic, fixed, threshold, none. (default: dynamic for grey levels)",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
+DataDir = Annotated[Path, typer.Option(help="Where torchvision's data sets are kept.", rich_help_panel=_DATA)]
+Download = Annotated[bool, typer.Option(help="Whether what is missing may be downloaded.", rich_help_panel=_DATA)]
+Model = Annotated[str, typer.Option(help="See `ppl-vae list`.", rich_help_panel=_PARTS)]
+Guide = Annotated[str, typer.Option(help="See `ppl-vae list`.", rich_help_panel=_PARTS)]
+Guides = Annotated[str, typer.Option(help="Names with commas between them.", rich_help_panel=_PARTS)]
+Objective = Annotated[str, typer.Option(help="elbo, iwae, renyi.", rich_help_panel=_PARTS)]
+LikelihoodName = Annotated[
+    str | None,
+    typer.Option(help="See `ppl-vae list`. (default: what fits the data)", rich_help_panel=_PARTS, show_default=False),
+]
+Network = Annotated[str, typer.Option(help="mlp, conv, residual.", rich_help_panel=_PARTS)]
+Latent = Annotated[int, typer.Option(help="Dimensions of z.", rich_help_panel=_PARTS)]
+Hidden = Annotated[str, typer.Option(help="Widths of the hidden layers.", rich_help_panel=_PARTS)]
+Beta = Annotated[float | None, typer.Option(help="The KL's weight (elbo). (default: 1)", rich_help_panel=_PARTS)]
+Alpha = Annotated[float | None, typer.Option(help="The bound's order (renyi), not 1.", rich_help_panel=_PARTS)]
+Particles = Annotated[int | None, typer.Option(help="Draws a datum, in training.", rich_help_panel=_PARTS)]
+Epochs = Annotated[
+    int | None,
+    typer.Option(help="Passes over the data. (default: 200, fewer for large data)", rich_help_panel=_TRAINING),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Data in a step, over all devices. (default: 128)", rich_help_panel=_TRAINING)
+]
+LearningRate = Annotated[float, typer.Option(help="Adam's learning rate.", rich_help_panel=_TRAINING)]
+LrSchedule = Annotated[str, typer.Option(help="cosine (to 0 at the end), constant.", rich_help_panel=_TRAINING)]
+Schedule = Annotated[
+    str,
+    typer.Option(help="joint; alternating: fix the model, improve the guide, and so on.", rich_help_panel=_TRAINING),
+]
+GuideSteps = Annotated[
+    int, typer.Option(help="Steps of the guide for one of the model (alternating).", rich_help_panel=_TRAINING)
+]
+Warmup = Annotated[int, typer.Option(help="Epochs in which the KL's weight rises from 0.", rich_help_panel=_TRAINING)]
+Clip = Annotated[float | None, typer.Option(help="Largest norm of the gradient.", rich_help_panel=_TRAINING)]
+Patience = Annotated[
+    int | None,
+    typer.Option(
+        help="Hold out a tenth of the training data, and stop after so many epochs in which it gets no better.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of weights, order and noise.", rich_help_panel=_TRAINING)]
+EvalParticles = Annotated[int, typer.Option(help="Draws a datum, in the evaluation.", rich_help_panel=_TRAINING)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel=_MACHINE)]
+Devices = Annotated[int, typer.Option(help="Number of processes, each on a device.", rich_help_panel=_MACHINE)]
+Precision = Annotated[str, typer.Option(help="32, bf16.", rich_help_panel=_MACHINE)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.", rich_help_panel=_OUTPUT)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
+RunDataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where torchvision's data sets are now.", show_default=False)
+]
+Split = Annotated[str, typer.Option(help="test or train.")]
+DrawSeed = Annotated[int, typer.Option("--seed", help="Of the draws.")]
+
+
+def _settings(ctx: typer.Context) -> dict[str, Any]:
+    """The command's options that a recipe has, by name."""
+    from .recipe import Recipe
+
+    values = {name: ctx.params[name] for name in Recipe.names() if name in ctx.params}
+    values["hidden"] = _widths(values["hidden"])
+    values["data_dir"] = str(values["data_dir"])
+    return values
+
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _names(argument: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise InputError(f"{argument}={text!r} must be names with commas between them, as mean-field,full-rank")
+    return names
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"hidden={text!r} must be whole numbers with commas between them, as 256,256") from None
+
+
+def _particles(argument: str, value: int) -> None:
+    if value < 1:
+        raise InputError(f"{argument}={value} must be a whole number, 1 or more")
+
+
+def _process_age() -> float:
+    """Seconds since this process was started: what its imports took. 0 where the system does not say."""
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):
+        return 0.0
+
+
+def _saved_recipe(folder: Path) -> Recipe:
+    from .errors import RunError
+    from .folder import read_run
+    from .recipe import Recipe
+
+    saved = read_run(folder).get("recipe")
+    if not isinstance(saved, dict):
+        raise RunError(f"out={str(folder)!r} was not written by `ppl-vae train`: go on with it by fit(resume=True)")
+    try:
+        return Recipe.from_json(saved)
+    except (InputError, TypeError) as error:
+        raise RunError(f"{folder / 'run.json'} holds a recipe of another version: {error}") from error
+
+
+def _refuse_other(saved: Recipe, now: Recipe) -> None:
+    """Raise `InputError` unless a resumed run stays what it was."""
+    for name in saved.names():
+        if name not in ("epochs", "patience", "device", "data_dir", "download"):
+            then, given = getattr(saved, name), getattr(now, name)
+            if then != given:
+                raise InputError(
+                    f"{name}={given!r}: the run was started with {then!r}; leave it out, or start a new run"
+                )
+
+
+def _open(run: Path, device: str) -> Run:
+    from .fit import resolve_device
+    from .runs import open_run
+
+    where = resolve_device(device)
+    opened = open_run(run)
+    opened.model.to(where)
+    opened.guide.to(where)
+    return opened
+
+
+def _part(run: Run, split: str, data_dir: Path | None) -> DataSet:
+    from .errors import choose
+
+    if split not in ("test", "train"):
+        raise choose("split", split, ("test", "train"))
+    parts = run.data(data_dir)
+    return parts.test if split == "test" else parts.train
+
+
+def _columns(run: Run) -> tuple[str, ...]:
+    """The names of a table's columns, where the data are still there."""
+    try:
+        return run.data().train.columns if len(run.spec.shape) == 1 else ()
+    except InputError:
+        return ()
+
+
+def _device_of(run: Run) -> str:
+    return str(next(run.model.parameters()).device)
+
+
+def _write_numbers(path: Path, x: Any, run: Run, y: Any, overwrite: bool) -> None:
+    """x and its labels as .csv (a column an element, in the table's names) or .npz."""
+    import csv
+
+    import numpy as np
+
+    from .report import replacing
+
+    values = x.cpu().numpy()
+    labels = None if y is None else y.cpu().numpy()
+    with replacing(path, overwrite) as temporary:
+        if path.suffix.lower() == ".npz":
+            np.savez(temporary, x=values, **({} if labels is None else {"y": labels}))
+            return
+        flat = values.reshape(len(values), -1)
+        names = list(_columns(run)) or [f"x{i}" for i in range(flat.shape[1])]
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow([*names, *([] if labels is None else ["label"])])
+            for i, row in enumerate(flat.tolist()):
+                writer.writerow([*row, *([] if labels is None else [int(labels[i])])])
+
+
+@app.command()
+def compare(
+    ctx: typer.Context,
+    data: Data = "digits",
+    binarize: Binarize = None,
+    data_dir: DataDir = Path("data"),
+    download: Download = True,
+    model: Model = "vae",
+    guides: Guides = "mean-field,full-rank",
+    objective: Objective = "elbo",
+    likelihood: LikelihoodName = None,
+    network: Network = "mlp",
+    latent: Latent = 8,
+    hidden: Hidden = "256,256",
+    beta: Beta = None,
+    alpha: Alpha = None,
+    particles: Particles = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = 5e-3,
+    lr_schedule: LrSchedule = "cosine",
+    schedule: Schedule = "joint",
+    guide_steps: GuideSteps = 1,
+    warmup: Warmup = 0,
+    clip: Clip = None,
+    patience: Patience = None,
+    seed: Seed = 0,
+    eval_particles: EvalParticles = 1000,
+    device: Device = "auto",
+    devices: Devices = 1,
+    precision: Precision = "32",
+    out: Annotated[Path, typer.Option(help="A folder for the results.", rich_help_panel=_OUTPUT)] = RUNS / "compare",
+    overwrite: Overwrite = False,
+) -> None:
+    """Train one model with several guides on the same data from the same seed, and compare them on the test data.
+
+    Prints a table and writes results.json, comparison.nc (ArviZ), pictures, and a run folder for each guide.
+    """
+    from .compare import compare as run_comparison
+    from .display import make_console
+    from .recipe import Recipe
+
+    recipe = Recipe().replace(**_settings(ctx))
+    comparison = run_comparison(
+        _names("guides", guides),
+        recipe,
+        eval_particles=eval_particles,
+        out=out,
+        overwrite=overwrite,
+        progress=True,
+        import_seconds=ctx.obj or 0.0,
+    )
+    console = make_console()
+    console.print(comparison.table())
+    spent = ", ".join(f"{name} {value:.1f}" for name, value in comparison.seconds.items())
+    console.print(f"Seconds: {spent}.")
+    files = ", ".join(sorted(path.name for path in out.iterdir() if path.suffix))
+    console.print(f"Written to {out}: {files}", soft_wrap=True)
+    if comparison.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if comparison.failed:
+        raise _exit(f"{len(comparison.failed)} of {len(comparison.contenders)} guides failed", FAILURE)
+
+
+@app.command()
+def train(
+    ctx: typer.Context,
+    data: Data = "digits",
+    binarize: Binarize = None,
+    data_dir: DataDir = Path("data"),
+    download: Download = True,
+    model: Model = "vae",
+    guide: Guide = "mean-field",
+    objective: Objective = "elbo",
+    likelihood: LikelihoodName = None,
+    network: Network = "mlp",
+    latent: Latent = 8,
+    hidden: Hidden = "256,256",
+    beta: Beta = None,
+    alpha: Alpha = None,
+    particles: Particles = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = 5e-3,
+    lr_schedule: LrSchedule = "cosine",
+    schedule: Schedule = "joint",
+    guide_steps: GuideSteps = 1,
+    warmup: Warmup = 0,
+    clip: Clip = None,
+    patience: Patience = None,
+    seed: Seed = 0,
+    eval_particles: EvalParticles = 1000,
+    device: Device = "auto",
+    devices: Devices = 1,
+    precision: Precision = "32",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The run's folder. (default: runs/DATA-MODEL-GUIDE)", rich_help_panel=_OUTPUT, show_default=False
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in the folder; its settings hold, and need not be repeated.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train one model with one guide, and print what it is worth on the test data.
+
+    Ctrl-C stops with a checkpoint, from which --resume goes on.
+    """
+    from .display import display, make_console
+    from .evaluate import evaluate as judge
+    from .folder import check_folder
+    from .recipe import Recipe, prepare
+    from .report import evaluation_table
+
+    _particles("eval_particles", eval_particles)
+    settings = _settings(ctx)
+    recipe = Recipe().replace(**settings)
+    folder = out or RUNS / recipe.title
+    check_folder(folder, resume, overwrite)
+    saved = None
+    if resume:
+        saved = _saved_recipe(folder)
+        given = {name for name in settings if _is_given(ctx, name)}
+        recipe = saved.replace(**{name: settings[name] for name in given})
+    ready = prepare(recipe)
+    if saved is not None:
+        _refuse_other(saved, ready.recipe)
+    assert ready.recipe.epochs is not None
+    test = ready.data.test
+    with display(True) as shows, ready.threads():
+        title = ready.recipe.title
+        told = shows.for_fit(title, ready.recipe.epochs, ready.recipe.devices)
+        fitted = ready.train(folder, resume=resume, overwrite=overwrite, **told)
+        if fitted.stopped == "interrupted":
+            raise _exit(
+                f"stopped in epoch {fitted.epochs + 1} of {ready.recipe.epochs} with a checkpoint; go on with: ppl-vae "
+                f"train --resume --out {folder}",
+                INTERRUPTED,
+            )
+        tell = shows.count("evaluate", len(test) * eval_particles)
+        numbers = judge(fitted.model, fitted.guide, test, eval_particles, seed=seed, progress=tell)
+    best = "" if fitted.best_epoch is None else f", the weights of epoch {fitted.best_epoch}"
+    console = make_console()
+    console.print(
+        evaluation_table(
+            numbers, f"{title}, {fitted.epochs} epochs in {fitted.seconds:.1f} s{best}", str(fitted.device)
+        )
+    )
+    console.print(f"The run is in {folder}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    particles: Annotated[int, typer.Option(help="Draws a datum.")] = 1000,
+    split: Split = "test",
+    seed: DrawSeed = 0,
+    out: Annotated[Path | None, typer.Option(help="A .json file for the numbers, too.", show_default=False)] = None,
+    overwrite: Overwrite = False,
+    data_dir: RunDataDir = None,
+    device: Device = "auto",
+) -> None:
+    """log p(x), ELBO, KL, effective sample size and active units of a trained run."""
+    from .display import display, make_console
+    from .evaluate import evaluate as judge
+    from .report import evaluation_table, refuse_existing, write_results
+
+    _particles("particles", particles)
+    if out is not None:
+        refuse_existing(out, overwrite)
+    opened = _open(run, device)
+    part = _part(opened, split, data_dir)
+    with display(True) as shows:
+        tell = shows.count("evaluate", len(part) * particles)
+        numbers = judge(opened.model, opened.guide, part, particles, seed=seed, progress=tell)
+    make_console().print(evaluation_table(numbers, str(run), _device_of(opened)))
+    if out is not None:
+        write_results(out, {"run": str(run.resolve()), "seed": seed, **numbers.to_json()}, overwrite)
+
+
+@app.command()
+def sample(
+    run: RunFolder,
+    label: Annotated[str | None, typer.Option(help="A class, by name or number (cvae).", show_default=False)] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="How many.")] = 64,
+    draw: Annotated[
+        bool | None,
+        typer.Option(
+            "--draw/--mean", help="Draws of p(x | z), or its means. (default: draw for tables)", show_default=False
+        ),
+    ] = None,
+    seed: DrawSeed = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A picture, or a .csv or .npz file of numbers. (default: RUN/samples.png)", show_default=False
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    data_dir: RunDataDir = None,
+    device: Device = "auto",
+) -> None:
+    """Generate data from a trained model: z from its prior, then x."""
+    from . import plots
+    from .conditions import conditions
+    from .evaluate import sample as generate
+    from .report import refuse_existing
+
+    target = out or run / "samples.png"
+    opened = _open(run, device)
+    refuse_existing(target, overwrite)
+    context = None
+    if opened.spec.context:
+        context = _part(opened, "train", data_dir).context
+    asked = conditions(opened.model, count, opened.spec.class_names, label, context)
+    made = generate(opened.model, asked.batch, seed=seed)
+    table = len(opened.spec.shape) == 1
+    drawn = table if draw is None else draw
+    x = made.draw if drawn else made.mean
+    if target.suffix.lower() in (".csv", ".npz"):
+        _write_numbers(target, x, opened, asked.batch.y, overwrite)
+    else:
+        of = "" if label is None else f" of class {label}"
+        kind = "x ~ p(x | z)" if drawn else "E[x | z]"
+        title = f"Samples{of}, {kind}, z ~ prior: {opened.pair.model} on {opened.spec.description}"
+        figure = plots.samples(
+            {opened.pair.guide: x},
+            opened.spec,
+            title,
+            None,
+            _columns(opened),
+            asked.per_row,
+            asked.column_names,
+        )
+        plots.save(figure, target, overwrite)
+    typer.echo(str(target))
+
+
+@app.command()
+def reconstruct(
+    run: RunFolder,
+    count: Annotated[
+        int | None,
+        typer.Option("--count", "-n", help="How many. (default: a row of images, all of a table)", show_default=False),
+    ] = None,
+    split: Split = "test",
+    seed: DrawSeed = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A picture, or a .csv or .npz file of numbers. (default: RUN/reconstructions.png)",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    data_dir: RunDataDir = None,
+    device: Device = "auto",
+) -> None:
+    """Rebuild data from their codes: the mean of p(x | z) at the posterior mean of z, beside the data."""
+    from . import plots
+    from .compare import of_each_class, pictures_for
+    from .evaluate import reconstruct as rebuild
+    from .report import refuse_existing
+
+    if count is not None and count < 1:
+        raise InputError(f"n={count} shows nothing; give 1 or more")
+    target = out or run / "reconstructions.png"
+    opened = _open(run, device)
+    refuse_existing(target, overwrite)
+    part = _part(opened, split, data_dir)
+    table = len(part.shape) == 1
+    if count is not None or not table:
+        part = part.take(of_each_class(part, count or pictures_for(part)))
+    part = part.fixed()
+    means = rebuild(opened.model, opened.guide, part, seed=seed)
+    if target.suffix.lower() in (".csv", ".npz"):
+        _write_numbers(target, means, opened, part.y, overwrite)
+    else:
+        x = part.batch().x
+        assert x is not None
+        labels = [] if part.y is None or table else [part.class_names[k] if k >= 0 else "–" for k in part.y.tolist()]
+        title = f"Reconstructions E[x | z] at the posterior mean: {opened.pair.model} on {part.description}"
+        figure = plots.reconstructions(x, {opened.pair.guide: means}, opened.spec, title, part.columns, labels)
+        plots.save(figure, target, overwrite)
+    typer.echo(str(target))
+
+
+@app.command()
+def encode(
+    run: RunFolder,
+    split: Split = "test",
+    seed: DrawSeed = 0,
+    out: Annotated[Path | None, typer.Option(help="A .npz file. (default: RUN/codes.npz)", show_default=False)] = None,
+    overwrite: Overwrite = False,
+    data_dir: RunDataDir = None,
+    device: Device = "auto",
+) -> None:
+    """Posterior means and standard deviations: means, scales, labels, rows, as arrays in a .npz file."""
+    import numpy as np
+
+    from .evaluate import encode as locate
+    from .report import refuse_existing, replacing
+
+    target = out or run / "codes.npz"
+    if target.suffix.lower() != ".npz":
+        raise InputError(f"out={str(target)!r}: codes are written as .npz")
+    opened = _open(run, device)
+    refuse_existing(target, overwrite)
+    part = _part(opened, split, data_dir)
+    codes = locate(opened.model, opened.guide, part, seed=seed)
+    arrays: dict[str, Any] = {}
+    for name in codes.means:
+        # one site has the plain names; of several each has its own
+        end = "" if len(codes.means) == 1 else f"_{name}"
+        arrays |= {f"means{end}": codes.means[name].cpu().numpy(), f"scales{end}": codes.scales[name].cpu().numpy()}
+    labels = np.full(len(part), -1) if part.y is None else part.y.cpu().numpy()
+    arrays |= {"labels": labels, "rows": np.arange(len(part)), "class_names": np.array(part.class_names, dtype=np.str_)}
+    with replacing(target, overwrite) as temporary:
+        np.savez(temporary, data=np.array(codes.data), **arrays)
+    typer.echo(f"{target}: {len(part)} data of {codes.data}")
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A netCDF file, .nc.", show_default=False)],
+    data_points: Annotated[int, typer.Option(help="So many of the data, the first ones.")] = 100,
+    draws: Annotated[int, typer.Option(help="Of the posterior and of the prior, a datum.")] = 200,
+    split: Split = "test",
+    seed: DrawSeed = 0,
+    overwrite: Overwrite = False,
+    data_dir: RunDataDir = None,
+    device: Device = "auto",
+) -> None:
+    """Draws for ArviZ: posterior, prior, predictive draws and log-likelihood, as netCDF."""
+    from .diagnose import to_arviz, to_netcdf
+    from .report import refuse_existing, replacing
+
+    for name, value in (("data_points", data_points), ("draws", draws)):
+        _particles(name, value)
+    opened = _open(run, device)
+    refuse_existing(path, overwrite)
+    part = _part(opened, split, data_dir)
+    part = part.take(range(min(data_points, len(part))))
+    exported = to_arviz(opened.model, opened.guide, part, draws, seed=seed)
+    with replacing(path, overwrite) as temporary:
+        to_netcdf(exported, temporary)
+    typer.echo(f"{path}: {draws} draws for {len(part)} data of {part.description}")
+
+
+@app.command(name="list")
+def list_parts() -> None:
+    """Models, guides, objectives, likelihoods, networks and data sets, a line each."""
+    from .data import data_sets
+    from .display import make_console
+    from .guides import guides
+    from .likelihoods import likelihoods
+    from .models import models
+    from .networks import kinds
+    from .objectives import objectives
+
+    console = make_console()
+    registries: tuple[tuple[str, Any], ...] = (
+        ("Models", models),
+        ("Guides", guides),
+        ("Objectives", objectives),
+        ("Likelihoods", likelihoods),
+        ("Data sets", data_sets),
+    )
+    sections = {title: {name: each.summary(name) for name in each} for title, each in registries}
+    sections["Networks"] = kinds
+    width = max(len(name) for parts in sections.values() for name in parts) + 2
+    for title, parts in sections.items():
+        console.print(f"[bold]{title}[/bold]")
+        for name, summary in parts.items():
+            console.print(f"  {name:<{width}}{summary}", markup=False, soft_wrap=True)

@@ -1,0 +1,392 @@
+"""Pictures of trained pairs, as Matplotlib figures that belong to nobody but the caller."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .build import DataSpec
+from .errors import InputError
+from .report import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "latent_space",
+    "pictures",
+    "principal_components",
+    "reconstructions",
+    "samples",
+    "save",
+    "training_curves",
+]
+
+Array = NDArray[Any]
+
+_DPI = 150
+_GREY = "0.35"
+_MOST_COLUMNS = 9
+_MOST_LEGEND = 20
+_MOST_POINTS = 5000
+
+
+def training_curves(
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
+    title: str,
+    held_out: Mapping[str, Mapping[str, float]] | None = None,
+    held_out_name: str = "held out",
+) -> Figure:
+    """ELBO, reconstruction and KL by epoch, nats per datum.
+
+    Args:
+        histories: `FitResult.history` by name.
+        title: which data these are.
+        held_out: after training, "elbo", "log_likelihood" and "kl" by name, marked at the right edge.
+        held_out_name: which data those are.
+    """
+    figure = _figure(11.0, 3.8)
+    axes = figure.subplots(1, 3)
+    for axis, (key, label) in zip(
+        axes, (("elbo", "ELBO"), ("log_likelihood", "E log p(x | z)"), ("kl", "KL(q ‖ prior)")), strict=True
+    ):
+        shown: list[float] = []
+        for number, (name, history) in enumerate(histories.items()):
+            epochs = [row["epoch"] for row in history]
+            values = [row[key] for row in history]
+            colour = f"C{number}"
+            axis.plot(epochs, values, color=colour, label=f"{name}, training", linewidth=1.5)
+            shown += values[len(values) // 20 :]
+            if history and f"val_{key}" in history[0]:
+                watched = [row[f"val_{key}"] for row in history]
+                axis.plot(epochs, watched, color=colour, linestyle=":", label=f"{name}, validation", linewidth=1.5)
+                shown += watched[len(watched) // 20 :]
+            if held_out and name in held_out and epochs:
+                value = held_out[name][key]
+                axis.plot(
+                    [epochs[-1]],
+                    [value],
+                    marker="D",
+                    markersize=6,
+                    color=colour,
+                    markeredgecolor="black",
+                    linestyle="none",
+                    label=f"{name}, {held_out_name}",
+                    zorder=3,
+                    clip_on=False,
+                )
+                shown.append(value)
+        # the first epochs fall off the scale on which the others can be told apart
+        if shown:
+            low, high = min(shown), max(shown)
+            room = 0.06 * (high - low) or 1.0
+            axis.set_ylim(low - room, high + room)
+        axis.set_title(label)
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("nats per datum")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))), frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def reconstructions(
+    x: Tensor,
+    means: Mapping[str, Tensor],
+    spec: DataSpec,
+    title: str,
+    columns: Sequence[str] = (),
+    labels: Sequence[str] = (),
+) -> Figure:
+    """Data, and E[x | z] at each posterior's mean below them. Tables: one against the other, column by column.
+
+    Args:
+        x: (N, \\*D) data; of images as many are shown as come, a dozen or two fill the width.
+        means: (N, \\*D) by name.
+        spec: what the data are.
+        title: which data these are.
+        columns: names of a table's columns.
+        labels: (N,) class names, over images.
+    """
+    if len(spec.shape) == 1:
+        return _table_reconstructions(x, means, title, columns)
+    rows = {"data": x, **means}
+    size = len(x)
+    width = min(14.0, 1.6 + 0.78 * size)
+    cell = (width - 1.6) / size * spec.shape[1] / spec.shape[2]
+    figure = _figure(width, cell * len(rows) + 0.75)
+    grid = figure.subplots(len(rows), size, squeeze=False)
+    for i, (name, values) in enumerate(rows.items()):
+        for j, picture in enumerate(pictures(values, spec)):
+            axis = grid[i, j]
+            _show(axis, picture)
+            if i == 0 and len(labels):
+                axis.set_title(labels[j], fontsize=9)
+            if j == 0:
+                axis.set_ylabel(name, rotation=0, ha="right", va="center")
+    figure.suptitle(title)
+    return figure
+
+
+def samples(
+    x: Mapping[str, Tensor],
+    spec: DataSpec,
+    title: str,
+    data: Tensor | None = None,
+    columns: Sequence[str] = (),
+    per_row: int | None = None,
+    column_names: Sequence[str] = (),
+) -> Figure:
+    """Generated images, a panel of them for each name. Tables: their distribution, column by column.
+
+    Args:
+        x: (N, \\*D) by name: E[x | z] of images looks smoother than draws; of tables give draws.
+        spec: what the data are.
+        title: what is shown.
+        data: (M, D) of a table, to compare with.
+        columns: names of a table's columns.
+        per_row: images in a row; None: about √N.
+        column_names: over the images of a row, as classes.
+    """
+    if len(spec.shape) == 1:
+        return _table_samples(x, title, data, columns)
+    size = max(len(values) for values in x.values())
+    across = per_row or math.ceil(math.sqrt(size))
+    down = math.ceil(size / across)
+    side = 4.4 if size > 1 else 2.2
+    ratio = (down * spec.shape[1]) / (across * spec.shape[2])
+    figure = _figure(max(3.6, side * len(x) + 0.3), max(1.2, side * ratio) + 0.75)
+    axes = figure.subplots(1, len(x), squeeze=False)[0]
+    for axis, (name, values) in zip(axes, x.items(), strict=True):
+        montage = _montage(pictures(values, spec), across)
+        _show(axis, montage)
+        axis.spines[:].set_visible(False)
+        axis.set_title(name)
+        if len(column_names):
+            step = (montage.shape[1] + 1) / across
+            axis.xaxis.tick_top()
+            axis.set_xticks([(i + 0.5) * step - 0.5 for i in range(across)], list(column_names)[:across])
+            axis.tick_params(length=0)
+    figure.suptitle(title)
+    return figure
+
+
+def latent_space(means: Mapping[str, Tensor], y: Tensor | None, class_names: Sequence[str], title: str) -> Figure:
+    """Posterior means E_q[z | x] in the plane, coloured by class: as they are with two dimensions of z, otherwise by
+    each guide's own two principal components.
+
+    Args:
+        means: (N, Z) by name.
+        y: (N,) class numbers, -1 where missing; None: one colour.
+        class_names: a name a class.
+        title: which data these are.
+    """
+    figure = _figure(5.0 * len(means) + 1.3, 5.1)
+    axes = figure.subplots(1, len(means), squeeze=False)[0]
+    labels = None if y is None or not len(class_names) else y.cpu().numpy()
+    for axis, (name, values) in zip(axes, means.items(), strict=True):
+        points, (across, up) = _plane(values)
+        shown = slice(None, _MOST_POINTS)
+        for number, colour, part in _by_class(points[shown], None if labels is None else labels[shown], class_names):
+            label = None if number is None else "no label" if number < 0 else class_names[number]
+            axis.scatter(part[:, 0], part[:, 1], s=18, color=colour, label=label, alpha=0.8, linewidths=0)
+        axis.set_title(name)
+        axis.set_xlabel(across)
+        axis.set_ylabel(up)
+        if values.shape[1] > 1:
+            axis.set_aspect("equal", adjustable="datalim")
+        axis.grid(alpha=0.3)
+    if labels is not None and len(class_names) <= _MOST_LEGEND:
+        handles, texts = axes[0].get_legend_handles_labels()
+        figure.legend(handles, texts, loc="outside right center", title="class", frameon=False, markerscale=1.6)
+    figure.suptitle(title)
+    return figure
+
+
+def pictures(x: Tensor, spec: DataSpec) -> Array:
+    """Images as numbers from 0 to 1: (N, C, H, W) -> (N, H, W) or, of three channels, (N, H, W, 3)."""
+    if len(spec.shape) != 3:
+        raise InputError(f"{spec.description!r} has data of shape {spec.shape}, which are no images (C, H, W)")
+    values = x.detach().cpu().double().numpy()
+    if spec.units == "levels" and spec.levels is not None:
+        values = values / (spec.levels - 1)
+    elif spec.units == "real":
+        low, high = values.min(), values.max()
+        values = (values - low) / ((high - low) or 1.0)
+    values = values.clip(0.0, 1.0)
+    if spec.shape[0] == 3:
+        colour: Array = values.transpose(0, 2, 3, 1)
+        return colour
+    grey: Array = values.mean(1)
+    return grey
+
+
+def principal_components(means: Tensor, count: int = 2) -> tuple[Array, Array]:
+    """Coordinates (N, count) of centred points along their directions of largest variance, and each one's share of
+    the variance. The sign of a direction makes its largest loading positive."""
+    centred = means.detach().cpu().double()
+    centred = centred - centred.mean(0)
+    _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
+    directions = directions[:count]
+    largest = directions.abs().argmax(1, keepdim=True)
+    directions = directions * directions.gather(1, largest).sign()
+    share = singular.square() / singular.square().sum().clamp_min(1e-300)
+    return (centred @ directions.T).numpy(), share[:count].numpy()
+
+
+def save(figure: Figure, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Write a figure; the suffix says the format.
+
+    Raises:
+        InputError: a suffix that Matplotlib cannot write; a file that is there, without `overwrite`.
+    """
+    suffix = os.path.splitext(os.fspath(path))[1].removeprefix(".").lower()
+    known = figure.canvas.get_supported_filetypes()
+    if suffix not in known:
+        raise InputError(f"out={os.fspath(path)!r}: pictures are written as {', '.join(sorted(known))}")
+    with replacing(path, overwrite) as temporary:
+        figure.savefig(temporary, dpi=_DPI)
+
+
+def _figure(width: float, height: float) -> Figure:
+    # not pyplot's: its figures stay in a global list, and its backend may want a display
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _show(axis: Any, picture: Array) -> None:
+    axis.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def _montage(images: Array, across: int) -> Array:
+    """Images side by side with lines between them: (N, H, W[, 3]) -> (rows · (H + 1) - 1, ...)."""
+    size, height, width = images.shape[:3]
+    line = max(1, height // 14)
+    down = math.ceil(size / across)
+    shape = (down * (height + line) - line, across * (width + line) - line, *images.shape[3:])
+    out = np.ones(shape)
+    for i, image in enumerate(images):
+        top, left = (i // across) * (height + line), (i % across) * (width + line)
+        out[top : top + height, left : left + width] = image
+    return out
+
+
+def _plane(means: Tensor) -> tuple[Array, tuple[str, str]]:
+    size = means.shape[1]
+    if size == 1:
+        values = means.detach().cpu().numpy()
+        heights = np.random.RandomState(0).uniform(-1.0, 1.0, (len(values), 1))
+        return np.concatenate([values, heights], 1), ("E[z | x]", "scattered at random")
+    if size == 2:
+        return means.detach().cpu().numpy(), ("E[z₁ | x]", "E[z₂ | x]")
+    points, share = principal_components(means)
+    first, second = (
+        f"principal component {i + 1} of E[z | x]\n({100 * s:.0f}% of the variance in {size} dimensions)"
+        for i, s in enumerate(share)
+    )
+    return points, (first, second)
+
+
+def _by_class(points: Array, labels: Array | None, class_names: Sequence[str]) -> list[tuple[int | None, Any, Array]]:
+    """(class number, colour, points) of each class that is there."""
+    if labels is None:
+        return [(None, "C0", points)]
+    from matplotlib import colormaps
+
+    count = len(class_names)
+    known = colormaps["tab10" if count <= 10 else "tab20" if count <= 20 else "turbo"]
+    colours = [known(i) if count <= 20 else known(i / (count - 1)) for i in range(count)]
+    parts: list[tuple[int | None, Any, Array]] = []
+    for number in range(-1, count):
+        part = points[labels == number]
+        if len(part):
+            parts.append((number, _GREY if number < 0 else colours[number], part))
+    return parts
+
+
+def _column_names(size: int, columns: Sequence[str]) -> list[str]:
+    return list(columns) if len(columns) == size else [f"column {i}" for i in range(size)]
+
+
+def _panels(size: int) -> tuple[Figure, list[Any], int]:
+    """Axes for the columns of a table: as many as fit."""
+    shown = min(size, _MOST_COLUMNS)
+    across = min(3, shown)
+    down = math.ceil(shown / across)
+    figure = _figure(3.6 * across + 0.4, 2.9 * down + 0.9)
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    for axis in axes[shown:]:
+        axis.set_axis_off()
+    return figure, axes[:shown], shown
+
+
+def _with_count(title: str, shown: int, size: int) -> str:
+    return title if shown == size else f"{title}\nthe first {shown} of {size} columns"
+
+
+def _table_reconstructions(x: Tensor, means: Mapping[str, Tensor], title: str, columns: Sequence[str]) -> Figure:
+    size = x.shape[1]
+    figure, axes, shown = _panels(size)
+    given = x.detach().cpu().numpy()[:_MOST_POINTS]
+    for i, (axis, name) in enumerate(zip(axes, _column_names(size, columns), strict=False)):
+        for number, (guide, values) in enumerate(means.items()):
+            axis.scatter(
+                given[:, i],
+                values.detach().cpu().numpy()[:_MOST_POINTS, i],
+                s=12,
+                color=f"C{number}",
+                alpha=0.6,
+                linewidths=0,
+                label=guide,
+            )
+        ends = (float(given[:, i].min()), float(given[:, i].max()))
+        axis.plot(ends, ends, color=_GREY, linewidth=1.0, zorder=0)
+        axis.set_title(name, fontsize=10)
+        axis.grid(alpha=0.3)
+    figure.supxlabel("data")
+    figure.supylabel("reconstruction, E[x | z]")
+    _legend(figure, axes[0])
+    figure.suptitle(_with_count(title, shown, size))
+    return figure
+
+
+def _table_samples(x: Mapping[str, Tensor], title: str, data: Tensor | None, columns: Sequence[str]) -> Figure:
+    size = next(iter(x.values())).shape[1]
+    figure, axes, shown = _panels(size)
+    groups = {name: values.detach().cpu().numpy() for name, values in x.items()}
+    given = None if data is None else data.detach().cpu().numpy()
+    for i, (axis, name) in enumerate(zip(axes, _column_names(size, columns), strict=False)):
+        # a heavy tail's farthest draws would leave one bar for all the rest
+        everything = np.concatenate([v[:, i] for v in (*groups.values(), *([] if given is None else [given]))])
+        low, high = np.quantile(everything, (0.005, 0.995))
+        bins = np.linspace(low, high if high > low else low + 1.0, 31)
+        if given is not None:
+            axis.hist(given[:, i], bins=bins, density=True, color="0.8", label="data")
+        for number, (guide, values) in enumerate(groups.items()):
+            axis.hist(
+                values[:, i], bins=bins, density=True, histtype="step", color=f"C{number}", linewidth=1.6, label=guide
+            )
+        axis.set_title(name, fontsize=10)
+        axis.set_yticks([])
+    figure.supxlabel("value")
+    figure.supylabel("density")
+    _legend(figure, axes[0])
+    figure.suptitle(_with_count(title, shown, size))
+    return figure
+
+
+def _legend(figure: Figure, axis: Any) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)), frameon=False)
