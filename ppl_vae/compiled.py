@@ -1,0 +1,449 @@
+"""A training step as one compiled graph: loss, gradients, clipping and update, with no Python left in it."""
+
+from __future__ import annotations
+
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from .updates import Rule, bind_state, rule_for
+from .validation import validation
+
+__all__ = ["Backend", "CompileReport", "CompileWarning", "CompiledFunction", "CompiledStep", "Graph"]
+
+Backend = Literal["inductor", "graph", "none"]
+"""How a traced graph is run: compiled; operation by operation, to test what was traced; or not traced at all."""
+
+MAX_GRAPHS = 8
+"""Shapes for which graphs are made; further ones run eagerly, and the report says so."""
+
+
+class CompileWarning(UserWarning):
+    """Something runs eagerly that was to be compiled."""
+
+
+@dataclass
+class Graph:
+    """One compiled graph: what it was made for, its size and what it cost."""
+
+    inputs: str
+    nodes: int
+    trace_seconds: float
+    compile_seconds: float
+    calls: int = 0
+
+
+@dataclass
+class CompileReport:
+    """What was compiled and what was not.
+
+    Args:
+        graphs: one for each set of input shapes.
+        fallbacks: why something ran eagerly, each reason once.
+        eager_calls: calls that ran eagerly.
+    """
+
+    graphs: list[Graph] = field(default_factory=list)
+    fallbacks: list[str] = field(default_factory=list)
+    eager_calls: int = 0
+
+    @property
+    def compile_seconds(self) -> float:
+        return sum(g.trace_seconds + g.compile_seconds for g in self.graphs)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{g.inputs}: {g.nodes} nodes, traced in {g.trace_seconds:.1f} s, compiled in {g.compile_seconds:.1f} s, "
+            f"{g.calls} calls"
+            for g in self.graphs
+        ]
+        lines += [f"eager: {reason}" for reason in self.fallbacks]
+        if self.eager_calls:
+            lines.append(f"{self.eager_calls} calls ran eagerly")
+        return "\n".join(lines) or "nothing has run yet"
+
+
+class _Compiler:
+    """Traces functions of flat tensor lists and compiles them; keeps one graph for each kind of input."""
+
+    def __init__(self, what: str, backend: Backend) -> None:
+        self.what = what
+        self.backend = backend
+        self.report = CompileReport()
+        self.calls: dict[Any, tuple[Callable[..., Any], Graph] | None] = {}
+
+    def get(
+        self, key: Any, inputs: str, make: Callable[[], tuple[Callable[..., Any], list[Tensor]]]
+    ) -> tuple[Callable[..., Any], Graph] | None:
+        """The compiled function for `key`, made by tracing on first sight; None where it must run eagerly."""
+        if key in self.calls:
+            return self.calls[key]
+        made = None
+        if len([c for c in self.calls.values() if c is not None]) >= MAX_GRAPHS:
+            self.fallback(f"more than {MAX_GRAPHS} shapes of input; {inputs} and others after it are not compiled")
+        else:
+            function, flat = make()
+            try:
+                made = compile_flat(function, flat, inputs, self.backend)
+                self.report.graphs.append(made[1])
+            except Exception as error:  # whatever tracing or compiling may raise, the step can still run
+                self.fallback(f"{explain(error)}")
+        self.calls[key] = made
+        return made
+
+    def fallback(self, reason: str) -> None:
+        if reason not in self.report.fallbacks:
+            self.report.fallbacks.append(reason)
+            warnings.warn(f"{self.what} runs eagerly: {reason}", CompileWarning, stacklevel=4)
+
+
+def compile_flat(
+    function: Callable[..., tuple[Tensor, ...]], flat: Sequence[Tensor], inputs: str, backend: Backend = "inductor"
+) -> tuple[Callable[..., Any], Graph]:
+    """Trace a function of tensors on stand-ins without data, and compile its graph.
+
+    Stand-ins make a branch on a tensor's value an error, where real tensors would freeze the branch taken. Updates
+    in place of the inputs are kept.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    started = time.perf_counter()
+    with validation(False), torch.enable_grad():
+        graph = make_fx(function, tracing_mode="fake")(*flat)
+    _drop_profiler_marks(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    traced = time.perf_counter()
+    nodes = sum(1 for node in graph.graph.nodes if node.op == "call_function")
+    if backend == "graph":
+        return graph, Graph(inputs, nodes, traced - started, 0.0)
+    from torch import _inductor  # as a name of its own: `import torch._inductor` would make `torch` a local one
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own advice is not the user's
+        # the compiler itself, without Dynamo: shapes are fixed by our own key, so a call needs no guards
+        compiled = _inductor.compile(graph, list(flat))
+    return compiled, Graph(inputs, nodes, traced - started, time.perf_counter() - traced)
+
+
+def _drop_profiler_marks(graph: torch.fx.GraphModule) -> None:
+    for node in reversed(graph.graph.nodes):
+        if node.op == "call_function" and "profiler" in str(node.target):
+            graph.graph.erase_node(node)
+
+
+def explain(error: BaseException) -> str:
+    """An error of tracing or compiling in one line, with the line of a person's program where it happened."""
+    name = type(error).__name__
+    where = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if _is_users(frame.filename):
+            where = f" at {frame.filename}:{frame.lineno}: {frame.line}"
+    text = str(error).strip().partition("\n")[0]
+    if name in ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException"):
+        text = "a tensor's value is needed in Python (a branch on it, .item(), float()), which no graph can hold"
+    elif "Cxx" in name or "C++ compiler" in str(error) or "InvalidCxxCompiler" in str(error):
+        text = "there is no C++ compiler that torch can use; install g++"
+    return f"{text} ({name}){where}"
+
+
+def _is_users(path: str) -> bool:
+    plumbing = ("/torch/", "/pyro/", "/lib/python", "<")
+    if any(mark in path for mark in plumbing):
+        return False
+    own = "/ppl_vae/"
+    return own not in path or any(f"{own}{part}" in path for part in ("models", "guides", "networks", "likelihoods"))
+
+
+def signature(leaves: Sequence[Any]) -> tuple[Any, ...]:
+    """What a graph is specific to in its inputs."""
+    return tuple(
+        (tuple(leaf.shape), leaf.dtype, leaf.device.type, leaf.device.index) if isinstance(leaf, Tensor) else leaf
+        for leaf in leaves
+    )
+
+
+def describe(leaves: Sequence[Any]) -> str:
+    shapes = [f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in leaves if isinstance(t, Tensor)]
+    return ", ".join(shapes) or "no tensors"
+
+
+class CompiledStep:
+    """loss, gradients, clipping and update of one minibatch, compiled together.
+
+    Args:
+        loss: a module returning (loss, aux): a 0-dimensional tensor to minimize, and a tensor to hand back.
+        optimizer: of the loss's parameters. Its state is updated in place, its groups' lr is read at every call.
+        clip: largest norm of all gradients together, or None.
+        backend: "inductor", "graph" or "none", see `Backend`.
+        what: named in warnings.
+
+    A graph is made for every new signature of the inputs: shapes, dtypes, devices, which are None, and the modules'
+    training flags. Parameters, buffers and optimizer state are inputs updated in place.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        optimizer: Optimizer,
+        clip: float | None = None,
+        backend: Backend = "inductor",
+        what: str = "the training step",
+    ) -> None:
+        self.loss = loss
+        self.optimizer = optimizer
+        self.clip = clip
+        self.compiler = _Compiler(what, backend)
+        self.rules: list[Rule] = []
+        for group in optimizer.param_groups if backend != "none" else ():
+            rule = rule_for(optimizer, group)
+            if isinstance(rule, str):
+                self.compiler.fallback(rule)
+                self.compiler.backend = "none"
+                break
+            self.rules.append(rule)
+        self.modules = list(loss.modules())
+        self._bound: _Bound | None = None
+
+    @property
+    def report(self) -> CompileReport:
+        return self.compiler.report
+
+    def __call__(self, *args: Any) -> Tensor:
+        """One step; returns aux."""
+        leaves, tree = pytree.tree_flatten(args)
+        if self.compiler.backend != "none":
+            bound = self._bind()
+            key = (signature(leaves), tuple([m.training for m in self.modules]), bound.signature)
+            found = self.compiler.get(key, describe(leaves), lambda: self._make(bound, leaves, tree))
+            if found is not None:
+                compiled, graph = found
+                graph.calls += 1
+                bound.fill_lr(self.optimizer)
+                (aux,) = compiled(*bound.flat, *[leaf for leaf in leaves if isinstance(leaf, Tensor)])
+                return aux  # type: ignore[no-any-return]
+        self.report.eager_calls += 1
+        return self.eager(*args)
+
+    def eager(self, *args: Any) -> Tensor:
+        """The same step, operation by operation."""
+        self.optimizer.zero_grad()
+        with validation(False):
+            loss, aux = self.loss(*args)
+        loss.backward()
+        if self.clip is not None:
+            params = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(params, self.clip)
+        self.optimizer.step()
+        result: Tensor = aux.detach()
+        return result
+
+    def _bind(self) -> _Bound:
+        if self._bound is None or not self._bound.current(self.optimizer):
+            self._bound = _Bound(self.loss, self.optimizer, self.rules)
+        return self._bound
+
+    def _make(
+        self, bound: _Bound, leaves: list[Any], tree: pytree.TreeSpec
+    ) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        named = dict(self.loss.named_parameters())
+        self._warm_up(pytree.tree_unflatten(leaves, tree))
+
+        def step(*flat: Tensor) -> tuple[Tensor, ...]:
+            parameters, buffers, groups, given = bound.unpack(flat)
+            parameters = {name: p.requires_grad_() for name, p in parameters.items()}
+            args = pytree.tree_unflatten(_refill(leaves, given), tree)
+            own = {**named, **bound.buffers}
+            with swapped(self.loss, {id(own[name]): t for name, t in {**parameters, **buffers}.items()}):
+                loss, aux = self.loss(*args)
+            trained = [parameters[name] for group in groups for name in group.names]
+            grads: list[Tensor | None] = list(torch.autograd.grad(loss, trained, allow_unused=True))
+            with torch.no_grad():
+                if self.clip is not None:
+                    grads = clip_norm(grads, self.clip)
+                start = 0
+                for rule, group in zip(self.rules, groups, strict=True):
+                    group.steps.add_(1.0)
+                    factors = rule.factors(group.lr, group.steps[0].double()) if group.names else ()
+                    for name, slots, grad in zip(group.names, group.slots, grads[start:], strict=False):
+                        if grad is not None:
+                            rule.update(parameters[name].detach(), grad, slots, factors)
+                    start += len(group.names)
+            return (aux.detach(),)
+
+        return step, [*bound.flat, *tensors]
+
+    def _warm_up(self, args: Any) -> None:
+        """One call without gradients: pairs are checked then, with validation on, and nothing lazy is left to trace."""
+        buffers = [(b, b.clone()) for b in self.loss.buffers()]
+        devices = list({b.device for b in self.loss.parameters() if b.device.type == "cuda"})
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            self.loss(*args)
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+class CompiledFunction:
+    """A module's (value, aux) -> aux without gradients, compiled: losses and weights for evaluation.
+
+    Args:
+        function: a module returning (anything, aux).
+        backend: "inductor", "graph" or "none", see `Backend`.
+        what: named in warnings.
+    """
+
+    def __init__(self, function: nn.Module, backend: Backend = "inductor", what: str = "the evaluation") -> None:
+        self.function = function
+        self.compiler = _Compiler(what, backend)
+        self.modules = list(function.modules())
+
+    @property
+    def report(self) -> CompileReport:
+        return self.compiler.report
+
+    def __call__(self, *args: Any) -> Tensor:
+        """The module's aux."""
+        leaves, tree = pytree.tree_flatten(args)
+        if self.compiler.backend != "none":
+            named = {**dict(self.function.named_parameters()), **dict(self.function.named_buffers())}
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            flat = [t.detach() for t in named.values()]
+            key = (signature(leaves), tuple([m.training for m in self.modules]))
+
+            def make() -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
+                def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+                    # Pyro warns of registered parameters that need no gradient: these need it, and get none
+                    state = {
+                        id(own): t.requires_grad_(own.requires_grad)
+                        for own, t in zip(named.values(), inputs, strict=False)
+                    }
+                    given = pytree.tree_unflatten(_refill(leaves, inputs[len(named) :]), tree)
+                    with torch.no_grad(), swapped(self.function, state):
+                        _, aux = self.function(*given)
+                    return (aux,)
+
+                devices = list({t.device for t in flat if t.device.type == "cuda"})
+                with torch.no_grad(), torch.random.fork_rng(devices=devices):
+                    self.function(*args)
+                return call, [*flat, *tensors]
+
+            found = self.compiler.get(key, describe(leaves), make)
+            if found is not None:
+                compiled, graph = found
+                graph.calls += 1
+                (aux,) = compiled(*flat, *tensors)
+                return aux  # type: ignore[no-any-return]
+        self.report.eager_calls += 1
+        with torch.no_grad(), validation(False):
+            result: Tensor = self.function(*args)[1]
+        return result
+
+
+@contextmanager
+def swapped(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
+    """The module with other tensors in place of its own, by the id of each.
+
+    `torch.func.functional_call` does this by name, and where one submodule is registered under two names, as a
+    condition of model and encoder is, it leaves the other tensors behind.
+    """
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for part in module.modules():
+            for store in (part._parameters, part._buffers):
+                for name, own in store.items():
+                    if id(own) in tensors:
+                        before.append((store, name, own))
+                        store[name] = tensors[id(own)]  # type: ignore[assignment]
+        yield
+    finally:
+        for store, name, own in before:
+            store[name] = own
+
+
+def clip_norm(grads: Sequence[Tensor | None], largest: float) -> list[Tensor | None]:
+    """Gradients scaled so that the norm of all of them together is at most `largest`, as `clip_grad_norm_` does."""
+    squares = [g.square().sum() for g in grads if g is not None]
+    norm = torch.stack(squares).sum().sqrt()
+    factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+    return [None if g is None else g * factor for g in grads]
+
+
+def _refill(leaves: list[Any], tensors: Sequence[Tensor]) -> list[Any]:
+    rest = iter(tensors)
+    return [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+
+@dataclass
+class _Group:
+    names: list[str]
+    lr: Tensor
+    steps: Tensor
+    slots: list[dict[str, Tensor]]
+
+
+class _Bound:
+    """Parameters, buffers and optimizer state as one flat list of inputs, and back."""
+
+    def __init__(self, loss: nn.Module, optimizer: Optimizer, rules: Sequence[Rule]) -> None:
+        named = dict(loss.named_parameters())
+        self.parameters = list(named.values())
+        self.buffers = dict(loss.named_buffers())
+        self.pointers = [p.data_ptr() for p in self.parameters]
+        names = {id(p): name for name, p in named.items()}
+        self.states: list[Any] = []
+        self.groups: list[_Group] = []
+        self.lrs: list[float] = []
+        for (steps, slots), group in zip(bind_state(optimizer, rules), optimizer.param_groups, strict=True):
+            params = group["params"]
+            # float64, as the number in the optimizer is: 0.01 in float32 is off by 2e-8
+            lr = torch.full((), float("nan"), dtype=torch.float64, device=steps.device)
+            self.groups.append(_Group([names[id(p)] for p in params], lr, steps, slots))
+            self.lrs.append(float("nan"))
+            self.states += [(p, slot) for p, slot in zip(params, slots, strict=True)]
+        # aliases without gradient: the compiled function writes into the parameters' memory
+        self.flat: list[Tensor] = [p.detach() for p in self.parameters]
+        self.flat += list(self.buffers.values())
+        for bound in self.groups:
+            self.flat += [bound.lr, bound.steps, *[t for slot in bound.slots for t in slot.values()]]
+        self.names = list(named)
+        self.signature = tuple(p.requires_grad for p in self.parameters)
+
+    def current(self, optimizer: Optimizer) -> bool:
+        """Whether the tensors bound are still the modules' and the optimizer's."""
+        if [p.data_ptr() for p in self.parameters] != self.pointers:
+            return False
+        for p, slots in self.states:
+            state = optimizer.state.get(p, {})
+            for name, tensor in slots.items():
+                if state.get(name) is not tensor:
+                    return False
+        return True
+
+    def fill_lr(self, optimizer: Optimizer) -> None:
+        for k, group in enumerate(optimizer.param_groups):
+            lr = float(group["lr"])
+            if lr != self.lrs[k]:
+                self.groups[k].lr.fill_(lr)
+                self.lrs[k] = lr
+
+    def unpack(
+        self, flat: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[_Group], Sequence[Tensor]]:
+        rest = iter(flat)
+        parameters = {name: next(rest) for name in self.names}
+        buffers = {name: next(rest) for name in self.buffers}
+        groups = []
+        for group in self.groups:
+            lr, steps = next(rest), next(rest)
+            groups.append(_Group(group.names, lr, steps, [{name: next(rest) for name in s} for s in group.slots]))
+        return parameters, buffers, groups, list(rest)

@@ -1,0 +1,248 @@
+"""Stochastic variational inference with the whole step compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+from unittest import mock
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO as PyroELBO
+from pyro.infer import RenyiELBO, TraceEnum_ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .compiled import Backend, CompiledFunction, CompiledStep, CompileReport
+from .errors import InputError
+from .networks import set_precision
+from .objectives import ELBO, IWAE, Objective, Renyi
+from .weights import Program
+
+__all__ = ["CompiledSVI"]
+
+
+class CompiledSVI:
+    """`pyro.infer.SVI` with the step compiled: trace, loss, gradients, clipping and update are one graph.
+
+    A Pyro program is Python run under handlers; run once under a tracer, what is left is the flat list of its tensor
+    operations, with no Pyro in it. That list, with the gradients and the optimizer's update, is compiled once for
+    each shape of batch. Parameters are updated in place, so `state_dict`, checkpoints, evaluation and Pyro's store
+    see them.
+
+    Args:
+        model, guide: programs obeying the plate rule: modules, or functions with `pyro.module` and `pyro.param`, whose
+            parameters are found by one run at the first step.
+        optim: a torch optimizer class (with `optim_args`), a callable that takes parameters and returns a torch
+            optimizer, or one of `pyro.optim`'s. Adam, AdamW, Adamax, SGD and RMSprop are compiled; others run eagerly.
+        loss: an objective of this package, or Pyro's `Trace_ELBO`, `TraceMeanField_ELBO`; `RenyiELBO` and
+            `TraceEnum_ELBO`, which cannot be traced, are replaced by their equals here.
+        optim_args: options of the optimizer class.
+        clip_norm: largest norm of all gradients together.
+        lr_schedule: a function from the number of steps done to a factor on every learning rate.
+        precision: "32", or "bf16" for matrix products in bfloat16, everything else in float32 (for programs made of
+            this package's networks).
+        compile: False runs eagerly, "graph" runs the traced graph without compiling it, both for comparison.
+
+    Raises:
+        InputError: an optimizer or loss of another kind; at the first step, a pair that breaks a rule.
+
+    Example:
+        >>> svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-3})  # doctest: +SKIP
+        >>> losses = [svi.step(batch) for batch in batches]                          # doctest: +SKIP
+        >>> print(svi.report())                                                      # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        optim: Callable[..., Optimizer] | PyroOptim,
+        loss: PyroELBO,
+        optim_args: Mapping[str, Any] | None = None,
+        *,
+        clip_norm: float | None = None,
+        lr_schedule: Callable[[int], float] | None = None,
+        precision: Literal["32", "bf16"] = "32",
+        compile: bool | Literal["graph"] = True,
+    ) -> None:
+        if not isinstance(loss, PyroELBO):
+            raise InputError(f"loss is a {type(loss).__name__}; give an objective, or a loss of pyro.infer")
+        self.model, self.guide = model, guide
+        self.loss = _traceable(loss)
+        self.optim, self.optim_args = optim, dict(optim_args or {})
+        self.clip_norm = clip_norm
+        self.lr_schedule = lr_schedule
+        self.precision = precision
+        self.compile = compile
+        self.steps = 0
+        self.optimizer: Optimizer | None = None
+        self._pair: _Pair | None = None
+        self._step: CompiledStep | None = None
+        self._evaluate: CompiledFunction | None = None
+        self._base_lrs: list[float] = []
+
+    def step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One step on a batch; returns the loss, Σ over the batch in nats, as a 0-dimensional tensor.
+
+        On a GPU nothing waits for it: read it (`float(loss)`) only when it is wanted.
+        """
+        step = self._prepare(args, kwargs)
+        if self.lr_schedule is not None:
+            assert self.optimizer is not None
+            factor = self.lr_schedule(self.steps)
+            for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+                group["lr"] = lr * factor
+        self.steps += 1
+        return step(args, kwargs)
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss on a batch, compiled likewise, with nothing updated."""
+        self._prepare(args, kwargs)
+        assert self._evaluate is not None
+        return self._evaluate(args, kwargs)
+
+    def report(self) -> CompileReport:
+        """What was compiled, graph nodes, seconds, and what ran eagerly and why."""
+        if self._step is None or self._evaluate is None:
+            return CompileReport()
+        a, b = self._step.report, self._evaluate.report
+        return CompileReport(
+            [*a.graphs, *b.graphs], list(dict.fromkeys([*a.fallbacks, *b.fallbacks])), a.eager_calls + b.eager_calls
+        )
+
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CompiledStep:
+        if self._step is None:
+            self._pair = _Pair(self.model, self.guide, self.loss, args, kwargs)
+            set_precision(self._pair, self.precision)
+            parameters = [p for p in self._pair.parameters() if p.requires_grad]
+            if not parameters:
+                raise InputError("neither the model nor the guide has a parameter to train")
+            self.optimizer = _make_optimizer(self.optim, self.optim_args, parameters)
+            self._base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
+            backend: Backend = "inductor" if self.compile is True else "none" if self.compile is False else "graph"
+            self._step = CompiledStep(self._pair, self.optimizer, self.clip_norm, backend, "CompiledSVI.step")
+            self._evaluate = CompiledFunction(self._pair, backend, "CompiledSVI.evaluate_loss")
+        return self._step
+
+
+class _Pair(nn.Module):
+    """A pair and its loss as one module, whatever form model and guide have."""
+
+    def __init__(
+        self, model: Program, guide: Program, loss: PyroELBO, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.programs = (model, guide)
+        self.objective = loss  # registered here, if it is a module, and under no other name
+        for name, part in (("model", model), ("guide", guide)):
+            if isinstance(part, nn.Module):
+                self.add_module(name, part)
+        known = {id(p) for p in self.parameters()}
+        modules, names = _in_store(model, guide, args, kwargs)
+        self.registered = nn.ModuleList(modules)
+        known |= {id(p) for p in self.registered.parameters()}
+        store = pyro.get_param_store()
+        self.stored: dict[str, str] = {}
+        for k, name in enumerate(names):
+            tensor = store._params[name]
+            if id(tensor) not in known:
+                # another object with the same memory: an update is seen by the store
+                self.register_parameter(f"stored_{k}", nn.Parameter(tensor.detach(), tensor.requires_grad))
+                self.stored[name] = f"stored_{k}"
+        self.by_name = {n: p for n in names if (p := store._params[n]) is not None}
+        self.owner = {id(p): n for n, p in self.named_parameters()}
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        with self._store_swapped(), _quiet_pyro():
+            loss: Tensor = self.objective.differentiable_loss(*self.programs, *args, **kwargs)  # type: ignore[attr-defined]
+        return loss, loss
+
+    @contextmanager
+    def _store_swapped(self) -> Iterator[None]:
+        """Pyro's store with this module's parameters, which the tracer has put in place of the real ones."""
+        if not self.by_name:
+            yield
+            return
+        store = pyro.get_param_store()
+        current = dict(self.named_parameters())
+        before = {}
+        try:
+            for name, tensor in self.by_name.items():
+                key = self.stored.get(name) or self.owner.get(id(tensor))
+                if key is not None and key in current:
+                    before[name] = store._params[name]
+                    store._params[name] = current[key]
+            yield
+        finally:
+            store._params.update(before)
+
+
+def _in_store(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[nn.Module], list[str]]:
+    """The modules that a pair registers by `pyro.module`, and the names of all its parameters in Pyro's store."""
+    modules: list[nn.Module] = []
+    original = pyro.module
+
+    def record(name: str, nn_module: nn.Module, *rest: Any, **options: Any) -> nn.Module:
+        modules.append(nn_module)
+        result: nn.Module = original(name, nn_module, *rest, **options)
+        return result
+
+    devices = list({t.device for t in _leaves((args, kwargs)) if t.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices), mock.patch("pyro.module", record):
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    names = [
+        name for trace in (model_trace, guide_trace) for name, site in trace.nodes.items() if site["type"] == "param"
+    ]
+    unique = list({id(m): m for m in modules}.values())
+    return unique, list(dict.fromkeys(names))
+
+
+def _leaves(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def _quiet_pyro() -> Iterator[None]:
+    """Pyro's losses without their looks at a tensor's value: NaN checks and `torch_item`, which no graph can hold."""
+    from pyro.infer import trace_elbo, trace_mean_field_elbo
+
+    with ExitStack() as stack:
+        for module in (trace_elbo, trace_mean_field_elbo):
+            stack.enter_context(mock.patch.object(module, "warn_if_nan", lambda value, *rest: value))
+            stack.enter_context(mock.patch.object(module, "torch_item", lambda value: value))
+        yield
+
+
+def _traceable(loss: PyroELBO) -> PyroELBO:
+    """The loss, or its equal here where Pyro's own cannot be traced."""
+    if isinstance(loss, Objective):
+        return loss
+    if isinstance(loss, RenyiELBO):
+        return IWAE(loss.num_particles) if loss.alpha == 0 else Renyi(loss.alpha, loss.num_particles)
+    if isinstance(loss, TraceEnum_ELBO):
+        return ELBO(particles=loss.num_particles, kl="monte-carlo")
+    return loss
+
+
+def _make_optimizer(
+    optim: Callable[..., Optimizer] | PyroOptim, options: Mapping[str, Any], parameters: list[nn.Parameter]
+) -> Optimizer:
+    if isinstance(optim, PyroOptim):
+        if callable(optim.pt_optim_args):
+            raise InputError("optim: pyro.optim with options per parameter is not compiled; give a dict of options")
+        optimizer: Any = optim.pt_optim_constructor(parameters, **{**optim.pt_optim_args, **options})
+    else:
+        optimizer = optim(parameters, **options)
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(
+            f"optim returned a {type(optimizer).__name__}; give a torch optimizer class with optim_args, or a callable "
+            "that takes parameters and returns a torch optimizer"
+        )
+    return optimizer

@@ -1,0 +1,346 @@
+"""The compiled step is the eager step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+from torch._inductor import config as inductor_config
+
+from ppl_vae import ELBO, IWAE, Batch, InputError, Renyi, guides, likelihoods, models, networks
+from ppl_vae.compiled import MAX_GRAPHS, CompileWarning
+from ppl_vae.svi import CompiledSVI
+
+N, D, Z = 16, 12, 3
+
+
+@pytest.fixture(autouse=True)
+def _torch_noise(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The compiler draws noise as torch does, so that draws are equal, but where a test is of its own noise."""
+    pyro.clear_param_store()
+    with inductor_config.patch(fallback_random="native_noise" not in request.keywords):
+        yield
+    pyro.clear_param_store()
+
+
+def pair(guide: type = guides.MeanField, dtype: torch.dtype = torch.float64) -> tuple[models.VAE, Any]:
+    torch.manual_seed(0)
+    model = models.VAE(networks.decoder("mlp", Z, (D,), 1, (8,)), likelihoods.Bernoulli((D,)), Z)
+    return model.to(dtype), guide(model, networks.encoder("mlp", (D,), (8,))).to(dtype)
+
+
+def data(n: int = N, dtype: torch.dtype = torch.float64) -> Batch:
+    return Batch(x=(torch.rand(n, D, generator=torch.Generator().manual_seed(1)) < 0.4).to(dtype))
+
+
+def run(
+    compile: Any,
+    *,
+    steps: int = 10,
+    objective: Callable[[], Any] = ELBO,
+    optim: Any = torch.optim.Adam,
+    optim_args: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float64,
+    guide: type = guides.MeanField,
+    **options: Any,
+) -> tuple[Tensor, Tensor, CompiledSVI]:
+    model, q = pair(guide, dtype)
+    svi = CompiledSVI(model, q, optim, objective(), optim_args or {"lr": 1e-2}, compile=compile, **options)
+    torch.manual_seed(7)
+    losses = torch.stack([svi.step(data(dtype=dtype)) for _ in range(steps)])
+    return losses, torch.cat([p.detach().flatten() for p in [*model.parameters(), *q.parameters()]]), svi
+
+
+def assert_equal_runs(a: tuple[Tensor, Tensor, CompiledSVI], b: tuple[Tensor, Tensor, CompiledSVI]) -> None:
+    double = a[0].dtype == torch.float64
+    assert torch.allclose(a[0], b[0], rtol=1e-12 if double else 1e-6, atol=0)
+    assert (a[1] - b[1]).norm() / b[1].norm() < (1e-9 if double else 1e-5)
+
+
+OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "adam": (torch.optim.Adam, {"lr": 1e-2}),
+    "adam-decay": (torch.optim.Adam, {"lr": 1e-2, "weight_decay": 0.1, "betas": (0.8, 0.99)}),
+    "adamw": (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
+    "adamax": (torch.optim.Adamax, {"lr": 1e-2, "weight_decay": 0.1}),
+    "sgd": (torch.optim.SGD, {"lr": 1e-3}),
+    "sgd-nesterov": (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    "rmsprop": (torch.optim.RMSprop, {"lr": 1e-3}),
+    "rmsprop-centered": (torch.optim.RMSprop, {"lr": 1e-3, "momentum": 0.9, "centered": True, "weight_decay": 0.1}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_ten_steps_of_the_traced_graph_are_ten_eager_steps(name: str) -> None:
+    optim, options = OPTIMIZERS[name]
+    graph = run("graph", optim=optim, optim_args=options)
+    assert graph[2].report().graphs[0].calls == 10
+    assert_equal_runs(graph, run(False, optim=optim, optim_args=options))
+
+
+@pytest.mark.parametrize(
+    ("objective", "guide"),
+    [(ELBO, guides.FullRank), (lambda: IWAE(3), guides.MeanField), (lambda: Renyi(0.5, 3), guides.FullRank)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_steps_are_eager_steps(objective: Callable[[], Any], guide: type, dtype: torch.dtype) -> None:
+    compiled = run(True, objective=objective, guide=guide, dtype=dtype, clip_norm=5.0)
+    assert compiled[2].report().fallbacks == []
+    assert compiled[2].report().eager_calls == 0
+    assert_equal_runs(compiled, run(False, objective=objective, guide=guide, dtype=dtype, clip_norm=5.0))
+
+
+@pytest.mark.parametrize("backend", [False, "graph"])
+def test_clipping_and_learning_rate_schedule(backend: Any) -> None:
+    """Plain SGD: every step's length is lr times the clipped norm, and the schedule halves it."""
+    model, guide = pair()
+    params = [*model.parameters(), *guide.parameters()]
+    svi = CompiledSVI(
+        model, guide, torch.optim.SGD, ELBO(), {"lr": 0.1}, clip_norm=0.5, lr_schedule=lambda k: 0.5**k, compile=backend
+    )
+    lengths = []
+    for _ in range(3):
+        before = torch.cat([p.detach().flatten().clone() for p in params])
+        svi.step(data())
+        lengths.append((torch.cat([p.detach().flatten() for p in params]) - before).norm().item())
+    assert lengths == pytest.approx([0.05, 0.025, 0.0125], rel=1e-5)
+
+
+def test_svi_of_pyro_gives_the_same_steps() -> None:
+    model, guide = pair()
+    svi = CompiledSVI(model, guide, torch.optim.Adam, Trace_ELBO(), {"lr": 1e-2}, compile="graph")
+    torch.manual_seed(7)
+    ours = [svi.step(data()).item() for _ in range(5)]
+    assert svi.report().fallbacks == []
+    from ppl_vae import pyro_pair
+
+    model, guide = pair()
+    theirs = SVI(*pyro_pair(model, guide), pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    torch.manual_seed(7)
+    assert ours == pytest.approx([theirs.step(data()) for _ in range(5)], rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1),
+        TraceMeanField_ELBO(),
+        RenyiELBO(alpha=0, num_particles=4, vectorize_particles=True, max_plate_nesting=1),
+        RenyiELBO(alpha=0.5, num_particles=4, vectorize_particles=True, max_plate_nesting=1),
+    ],
+    ids=["trace-4", "mean-field", "renyi-0", "renyi-half"],
+)
+def test_losses_of_pyro_are_traced_or_replaced_by_their_equals(loss: Any) -> None:
+    """Functions with `pyro.module` and `pyro.param`: the store sees the updates, and they are SVI's."""
+    model, guide = functions()
+    svi = CompiledSVI(model, guide, torch.optim.Adam, loss, {"lr": 1e-2}, compile="graph")
+    x = data().x
+    torch.manual_seed(7)
+    ours = [svi.step(x).item() for _ in range(5)]
+    assert svi.report().fallbacks == []
+    scale = pyro.param("scale").item()
+    assert scale != pytest.approx(1.3, abs=1e-3)
+
+    pyro.clear_param_store()
+    model, guide = functions()
+    theirs = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss)
+    torch.manual_seed(7)
+    assert ours == pytest.approx([theirs.step(x) for _ in range(5)], rel=1e-9)
+    assert scale == pytest.approx(pyro.param("scale").item(), rel=1e-9)
+
+
+def functions() -> tuple[Callable[[Tensor], None], Callable[[Tensor], None]]:
+    """A person's own pair, as functions over Pyro's store."""
+    torch.manual_seed(0)
+    decoder = nn.Sequential(nn.Linear(Z, 8), nn.Tanh(), nn.Linear(8, D)).double()
+    encoder = nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Linear(8, 2 * Z)).double()
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        scale = pyro.param("scale", torch.tensor(1.3, dtype=torch.float64), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(Z, dtype=torch.float64), scale).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x), dim=-1):
+            loc, log_scale = encoder(x).chunk(2, dim=-1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    return model, guide
+
+
+@pytest.mark.native_noise
+def test_a_seed_reproduces_a_compiled_run_and_another_does_not() -> None:
+    """With the compiler's own generator, which is not torch's stream but follows its seed."""
+    model, guide = pair()
+    svi = CompiledSVI(model, guide, torch.optim.SGD, ELBO(kl="monte-carlo"), {"lr": 0.0})
+    runs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        runs.append([svi.step(data()).item() for _ in range(4)])
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+    # the parameters stand still: were the noise a constant of the graph, all losses would be one number
+    assert len(set(runs[0])) == 4
+
+
+@pytest.mark.native_noise
+def test_particles_and_data_are_independent_draws() -> None:
+    """64 equal data and 64 particles: were noise shared by data or by particles, the sum's variance would be 64 times
+    as large. False-alarm rate of either bound below 1e-6 (a chi-square of 399 degrees of freedom within 0.6 to 1.6)."""
+    model, guide = pair()
+    batch = Batch(x=data(1).x.expand(64, D).contiguous())
+    svi = CompiledSVI(model, guide, torch.optim.SGD, ELBO(particles=64, kl="monte-carlo"), {"lr": 0.0})
+    torch.manual_seed(0)
+    losses = torch.stack([svi.step(batch) for _ in range(400)])
+    single = ELBO(particles=1, kl="monte-carlo")
+    one = torch.stack([single.terms(model, guide, batch).loss.detach() for _ in range(100)]).flatten()
+    expected = one.var() * 64 / 64
+    assert 0.6 < (losses.var() / expected).item() < 1.6
+
+
+def test_a_new_shape_makes_a_graph_and_too_many_run_eagerly() -> None:
+    model, guide = pair()
+    svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-3}, compile="graph")
+    for n in (4, 5, 4, 5, 4):
+        svi.step(data(n))
+    assert [g.calls for g in svi.report().graphs] == [3, 2]
+    for n in range(6, 6 + MAX_GRAPHS - 2):
+        svi.step(data(n))
+    with pytest.warns(CompileWarning, match="more than 8 shapes"):
+        svi.step(data(2))
+    svi.step(data(3))
+    assert len(svi.report().graphs) == MAX_GRAPHS
+    assert svi.report().eager_calls == 2
+    assert "eager" in str(svi.report())
+
+
+def test_the_key_sees_what_the_graph_cannot() -> None:
+    """y given to a graph traced without it, another n, evaluation mode: each is a graph of its own."""
+    torch.manual_seed(0)
+    condition = networks.Condition(classes=3)
+    model = models.ConditionalVAE(
+        networks.decoder("mlp", Z + 3, (D,), 1, (8,)), likelihoods.Bernoulli((D,)), Z, condition
+    )
+    guide = guides.MeanField(model, networks.encoder("mlp", (D,), (8,), condition=condition))
+    svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-3}, compile="graph")
+    batch = data(6, torch.float32)._replace(y=torch.tensor([0, 1, 2, 0, 1, 2]))
+    svi.step(batch)
+    svi.step(batch._replace(rows=torch.arange(6)))
+    model.eval()
+    svi.step(batch)
+    assert len(svi.report().graphs) == 3
+
+
+def test_a_branch_on_a_value_is_reported_with_its_line_and_runs_eagerly() -> None:
+    model, guide = functions()
+
+    def branching(x: Tensor) -> None:
+        if x.sum() > 0:  # the line that is named
+            model(x)
+
+    svi = CompiledSVI(branching, guide, torch.optim.Adam, ELBO(kl="monte-carlo"), {"lr": 1e-2})
+    with pytest.warns(CompileWarning, match=r"test_svi\.py:\d+: if x\.sum\(\) > 0"):
+        first = svi.step(data().x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(30):
+            last = svi.step(data().x)
+    assert last < first
+    assert svi.report().eager_calls == 31
+    assert len(svi.report().fallbacks) == 1
+
+
+def test_no_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("C++ compiler not found")
+
+    monkeypatch.setattr(torch._inductor, "compile", broken)
+    model, guide = pair()
+    svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-3})
+    with pytest.warns(CompileWarning, match=r"install g\+\+"):
+        assert torch.isfinite(svi.step(data()))
+
+
+def test_an_optimizer_without_a_rule_is_reported() -> None:
+    model, guide = pair()
+    svi = CompiledSVI(model, guide, torch.optim.NAdam, ELBO(), {"lr": 1e-3})
+    with pytest.warns(CompileWarning, match="NAdam"):
+        svi.step(data())
+    assert "NAdam" in str(svi.report())
+
+
+def test_eager_and_compiled_steps_can_follow_each_other() -> None:
+    """The state is the optimizer's own: its state_dict is whole at any time, and loading one is noticed."""
+    whole = run("graph", steps=6)
+    model, guide = pair()
+    svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-2}, compile="graph")
+    torch.manual_seed(7)
+    losses = [svi.step(data()) for _ in range(3)]
+    assert svi.optimizer is not None
+    state = svi.optimizer.state_dict()
+    assert {float(s["step"]) for s in state["state"].values()} == {3.0}
+    svi.optimizer.load_state_dict(state)
+    losses.append(svi.step(data()))
+    assert svi._step is not None
+    losses.append(svi._step.eager((data(),), {}))
+    losses.append(svi.step(data()))
+    assert torch.allclose(torch.stack(losses), whole[0], rtol=1e-12)
+
+
+def test_evaluate_loss_updates_nothing() -> None:
+    model, guide = pair()
+    svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-2}, compile="graph")
+    before = [p.detach().clone() for p in [*model.parameters(), *guide.parameters()]]
+    torch.manual_seed(3)
+    value = svi.evaluate_loss(data())
+    torch.manual_seed(3)
+    assert value.item() == pytest.approx(ELBO().loss(model, guide, data()), rel=1e-12)
+    assert not value.requires_grad
+    assert all(torch.equal(a, b) for a, b in zip(before, [*model.parameters(), *guide.parameters()], strict=True))
+
+
+def test_schedules_are_inputs_of_the_graph() -> None:
+    """A warm-up changes the KL's weight in place: no new graph, and the loss follows."""
+    model, guide = pair()
+    objective = ELBO()
+    svi = CompiledSVI(model, guide, torch.optim.SGD, objective, {"lr": 0.0}, compile="graph")
+    losses = []
+    for weight in (0.0, 0.5, 1.0):
+        objective.kl_weight.fill_(weight)
+        torch.manual_seed(0)
+        losses.append(svi.step(data()).item())
+    assert len(svi.report().graphs) == 1
+    assert losses[1] == pytest.approx((losses[0] + losses[2]) / 2, rel=1e-10)
+    assert losses[2] > losses[0]
+
+
+def test_random_state_and_buffers_are_left_alone_by_tracing() -> None:
+    model, guide = pair()
+    svi = CompiledSVI(model, guide, torch.optim.SGD, ELBO(), {"lr": 0.0}, compile="graph")
+    torch.manual_seed(5)
+    first = svi.step(data())
+    torch.manual_seed(5)
+    assert svi.step(data()).item() == first.item()
+
+
+@pytest.mark.parametrize("loss", [None, "elbo", lambda *a: 0])
+def test_a_loss_of_another_kind(loss: Any) -> None:
+    with pytest.raises(InputError, match="give an objective"):
+        CompiledSVI(*pair(), torch.optim.Adam, loss)
+
+
+def test_an_optimizer_of_another_kind() -> None:
+    svi = CompiledSVI(*pair(), lambda params: "adam", ELBO())  # type: ignore[arg-type,return-value]
+    with pytest.raises(InputError, match="torch optimizer"):
+        svi.step(data())
