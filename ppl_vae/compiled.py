@@ -89,7 +89,9 @@ class _Compiler:
             return self.calls[key]
         made = None
         if len([c for c in self.calls.values() if c is not None]) >= MAX_GRAPHS:
-            self.fallback(f"more than {MAX_GRAPHS} shapes of input; {inputs} and others after it are not compiled")
+            self.fallback(
+                f"more than {MAX_GRAPHS} shapes of input: those after the first {MAX_GRAPHS} are not compiled"
+            )
         else:
             function, flat = make()
             try:

@@ -237,7 +237,8 @@ def _make_optimizer(
     if isinstance(optim, PyroOptim):
         if callable(optim.pt_optim_args):
             raise InputError("optim: pyro.optim with options per parameter is not compiled; give a dict of options")
-        optimizer: Any = optim.pt_optim_constructor(parameters, **{**optim.pt_optim_args, **options})
+        constructor: Any = optim.pt_optim_constructor
+        optimizer = constructor(parameters, **{**optim.pt_optim_args, **options})
     else:
         optimizer = optim(parameters, **options)
     if not isinstance(optimizer, Optimizer):
