@@ -29,7 +29,7 @@ help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.installed
-	$(python) -m ppl_vae compare $(ARGS)
+	$(python) -m ppl_vae compare --overwrite $(ARGS)
 
 install: $(VENV)/.installed-test $(VENV)/.installed-dev
 

@@ -24,7 +24,11 @@ BAD_INPUT = 2
 FAILURE = 1
 INTERRUPTED = 130
 
+DEBUG = "PPL_VAE_DEBUG"
+"""An environment variable: errors that nobody has foreseen then come with a traceback."""
+
 RUNS = Path("runs")
+TABLE_ROWS = 1000
 
 
 class _Group(TyperGroup):
@@ -43,6 +47,11 @@ class _Group(TyperGroup):
             raise _exit(str(error), FAILURE) from None
         except KeyboardInterrupt:
             raise _exit("interrupted", INTERRUPTED) from None
+        except Exception as error:
+            # typer's own, which it shows itself
+            if hasattr(error, "exit_code") or isinstance(error, typer.Abort) or os.environ.get(DEBUG):
+                raise
+            raise _exit(f"{type(error).__name__}: {error} ({DEBUG}=1 shows where)", FAILURE) from error
 
 
 def _exit(message: str, code: int) -> typer.Exit:
@@ -233,10 +242,6 @@ def _columns(run: Run) -> tuple[str, ...]:
         return ()
 
 
-def _device_of(run: Run) -> str:
-    return str(next(run.model.parameters()).device)
-
-
 def _write_numbers(path: Path, x: Any, run: Run, y: Any, overwrite: bool) -> None:
     """x and its labels as .csv (a column an element, in the table's names) or .npz."""
     import csv
@@ -379,7 +384,7 @@ def train(
     from .evaluate import evaluate as judge
     from .folder import check_folder
     from .recipe import Recipe, prepare
-    from .report import evaluation_table
+    from .report import About, evaluation_table
 
     _particles("eval_particles", eval_particles)
     settings = _settings(ctx)
@@ -410,11 +415,8 @@ def train(
         numbers = judge(fitted.model, fitted.guide, test, eval_particles, seed=seed, progress=tell)
     best = "" if fitted.best_epoch is None else f", the weights of epoch {fitted.best_epoch}"
     console = make_console()
-    console.print(
-        evaluation_table(
-            numbers, f"{title}, {fitted.epochs} epochs in {fitted.seconds:.1f} s{best}", str(fitted.device)
-        )
-    )
+    heading = f"{title}, {fitted.epochs} epochs in {fitted.seconds:.1f} s{best}"
+    console.print(evaluation_table(numbers, heading, About.of(fitted.model)))
     console.print(f"The run is in {folder}", soft_wrap=True)
 
 
@@ -432,7 +434,7 @@ def evaluate(
     """log p(x), ELBO, KL, effective sample size and active units of a trained run."""
     from .display import display, make_console
     from .evaluate import evaluate as judge
-    from .report import evaluation_table, refuse_existing, write_results
+    from .report import About, evaluation_table, refuse_existing, write_results
 
     _particles("particles", particles)
     if out is not None:
@@ -442,7 +444,7 @@ def evaluate(
     with display(True) as shows:
         tell = shows.count("evaluate", len(part) * particles)
         numbers = judge(opened.model, opened.guide, part, particles, seed=seed, progress=tell)
-    make_console().print(evaluation_table(numbers, str(run), _device_of(opened)))
+    make_console().print(evaluation_table(numbers, str(run), About.of(opened.model)))
     if out is not None:
         write_results(out, {"run": str(run.resolve()), "seed": seed, **numbers.to_json()}, overwrite)
 
@@ -451,7 +453,12 @@ def evaluate(
 def sample(
     run: RunFolder,
     label: Annotated[str | None, typer.Option(help="A class, by name or number (cvae).", show_default=False)] = None,
-    count: Annotated[int, typer.Option("--count", "-n", help="How many.")] = 64,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            "--count", "-n", help="How many. (default: 64 images, or 8 of each class; 1000 rows)", show_default=False
+        ),
+    ] = None,
     draw: Annotated[
         bool | None,
         typer.Option(
@@ -481,9 +488,11 @@ def sample(
     context = None
     if opened.spec.context:
         context = _part(opened, "train", data_dir).context
+    table = len(opened.spec.shape) == 1
+    if table and count is None:
+        count = TABLE_ROWS
     asked = conditions(opened.model, count, opened.spec.class_names, label, context)
     made = generate(opened.model, asked.batch, seed=seed)
-    table = len(opened.spec.shape) == 1
     drawn = table if draw is None else draw
     x = made.draw if drawn else made.mean
     if target.suffix.lower() in (".csv", ".npz"):

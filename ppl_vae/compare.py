@@ -27,7 +27,7 @@ from .fit import FitResult
 from .folder import CHECKPOINTS, METRICS, RUN, TENSORBOARD, read_run
 from .guides import guides as registry
 from .recipe import Ingredients, Recipe, load_plain, prepare
-from .report import Difference, Row, comparison_table, finite, write_results
+from .report import About, Difference, Row, comparison_table, finite, write_results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,6 @@ RESULTS = "results.json"
 DRAWS = "comparison.nc"
 
 _PICTURES = 12
-_SAMPLES = 64
 _TABLE_SAMPLES = 1000
 _ARVIZ_DRAWS = 100
 _ARVIZ_NUMBERS = 2_000_000
@@ -110,8 +109,8 @@ class Comparison:
 
     def table(self) -> Table:
         """A row a guide, for a rich console."""
-        device = next((_device_name(c.fitted.device) for c in self.contenders if c.fitted is not None), "cpu")
-        return comparison_table([c.row for c in self.contenders], self.differences, device)
+        about = About.of(self.contenders[0].ingredients.model)
+        return comparison_table([c.row for c in self.contenders], self.differences, about)
 
     def figures(self) -> dict[str, Figure]:
         """The pictures by name: training, reconstructions, samples, latent."""
@@ -135,7 +134,7 @@ class Comparison:
         pairs = {c.guide: c.fitted for c in done if c.fitted is not None}
         means = {name: reconstruct(f.model, f.guide, few, seed=seed) for name, f in pairs.items()}
         first = next(iter(pairs.values())).model
-        asked = conditions(first, _TABLE_SAMPLES if table else _SAMPLES, spec.class_names, context=test.context)
+        asked = conditions(first, _TABLE_SAMPLES if table else None, spec.class_names, context=test.context)
         generated = {name: sample(f.model, asked.batch, seed=seed) for name, f in pairs.items()}
         labels = [] if few.y is None or table else [few.class_names[k] if k >= 0 else "–" for k in few.y.tolist()]
         codes = {
@@ -151,7 +150,7 @@ class Comparison:
                 {name: s.draw if table else s.mean for name, s in generated.items()},
                 spec,
                 f"{'Samples x' if table else 'Samples E[x | z]'}, z ~ prior: {self.data}",
-                x if table else None,
+                done[0].ingredients.data.train.fixed().batch().x if table else None,
                 test.columns,
                 asked.per_row,
                 asked.column_names,
@@ -181,6 +180,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Every number, and what it takes to get it again."""
         first = self.contenders[0].ingredients
+        about = About.of(first.model)
         shared = {name: value for name, value in self.recipe.to_json().items() if name != "guide"}
         return {
             "kind": KIND,
@@ -189,6 +189,7 @@ class Comparison:
                 "train": {"description": first.data.train.description, "size": len(first.data.train)},
                 "test": {"description": self.test.description, "size": len(self.test)},
                 "spec": _spec(self.contenders[0]).to_json(),
+                "likelihood": about.likelihood,
             },
             "guides": [c.guide for c in self.contenders],
             "settings": {**shared, "eval_particles": self.eval_particles},
@@ -206,7 +207,7 @@ class Comparison:
                 "processor": platform.processor() or platform.machine(),
                 "cpus": os.cpu_count(),
                 "threads": torch.get_num_threads(),
-                "devices": sorted({_device_name(c.fitted.device) for c in self.done if c.fitted is not None}),
+                "device": about.device,
             },
             "versions": next((v for c in self.contenders if (v := _versions(c))), {}),
         }
@@ -540,7 +541,3 @@ def _versions(contender: Contender) -> dict[str, Any]:
 
 def _spec(contender: Contender) -> DataSpec:
     return DataSpec.of(contender.ingredients.data.train)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -15,6 +15,7 @@ from .networks import Condition
 __all__ = ["Conditions", "class_number", "conditions"]
 
 _MOST_COLUMNS = 20
+_PER_CLASS = 8
 
 
 class Conditions(NamedTuple):
@@ -32,13 +33,17 @@ class Conditions(NamedTuple):
 
 
 def conditions(
-    model: Any, count: int, class_names: Sequence[str], label: str | None = None, context: Tensor | None = None
+    model: Any,
+    count: int | None,
+    class_names: Sequence[str],
+    label: str | None = None,
+    context: Tensor | None = None,
 ) -> Conditions:
     """Conditions for `count` generated data.
 
     Args:
         model: a model; one without a `condition` of classes or a context takes none.
-        count: how many.
+        count: how many; None: 64, or 8 of each class.
         class_names: of the data it was trained on.
         label: a class by name or number; None: all classes in turn.
         context: (M, C), from which a model of contexts takes its own, in turn.
@@ -46,7 +51,7 @@ def conditions(
     Raises:
         InputError: a label for a model that is not conditioned on classes, or out of range; a context is needed.
     """
-    if count < 1:
+    if count is not None and count < 1:
         raise InputError(f"n={count} generates nothing; give 1 or more")
     given = getattr(model, "condition", None)
     classes, width = (given.classes, given.context) if isinstance(given, Condition) else (0, 0)
@@ -55,6 +60,9 @@ def conditions(
             f"label={label!r} needs a model that is conditioned on classes, and {type(model).__name__} is not; train "
             "model='cvae' (--model cvae) on data with labels"
         )
+    shown = label is None and 0 < classes <= _MOST_COLUMNS
+    if count is None:
+        count = _PER_CLASS * classes if shown else _PER_CLASS**2
     turn = torch.arange(count)
     taken = None
     if width:
@@ -66,7 +74,6 @@ def conditions(
     if label is not None:
         y = torch.full((count,), class_number(label, class_names))
         return Conditions(Batch(y=y, context=taken, n=count))
-    shown = classes <= _MOST_COLUMNS
     return Conditions(
         Batch(y=turn % classes, context=taken, n=count),
         classes if shown else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,7 @@ def training_curves(
     axes[0].set_ylabel("nats per datum")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))), frameon=False)
-    figure.suptitle(title)
+    _title(figure, title)
     return figure
 
 
@@ -133,7 +134,7 @@ def reconstructions(
                 axis.set_title(labels[j], fontsize=9)
             if j == 0:
                 axis.set_ylabel(name, rotation=0, ha="right", va="center")
-    figure.suptitle(title)
+    _title(figure, title)
     return figure
 
 
@@ -165,7 +166,7 @@ def samples(
     side = 4.4 if size > 1 else 2.2
     ratio = (down * spec.shape[1]) / (across * spec.shape[2])
     figure = _figure(max(3.6, side * len(x) + 0.3), max(1.2, side * ratio) + 0.75)
-    axes = figure.subplots(1, len(x), squeeze=False)[0]
+    axes = figure.subplots(1, len(x), squeeze=False, gridspec_kw={"wspace": 0.05})[0]
     for axis, (name, values) in zip(axes, x.items(), strict=True):
         montage = _montage(pictures(values, spec), across)
         _show(axis, montage)
@@ -176,7 +177,7 @@ def samples(
             axis.xaxis.tick_top()
             axis.set_xticks([(i + 0.5) * step - 0.5 for i in range(across)], list(column_names)[:across])
             axis.tick_params(length=0)
-    figure.suptitle(title)
+    _title(figure, title)
     return figure
 
 
@@ -204,11 +205,13 @@ def latent_space(means: Mapping[str, Tensor], y: Tensor | None, class_names: Seq
         axis.set_ylabel(up)
         if values.shape[1] > 1:
             axis.set_aspect("equal", adjustable="datalim")
+        else:
+            axis.set_yticks([])
         axis.grid(alpha=0.3)
     if labels is not None and len(class_names) <= _MOST_LEGEND:
         handles, texts = axes[0].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside right center", title="class", frameon=False, markerscale=1.6)
-    figure.suptitle(title)
+    _title(figure, title)
     return figure
 
 
@@ -262,6 +265,12 @@ def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _title(figure: Figure, text: str) -> None:
+    # Matplotlib cuts off what is wider than the figure
+    across = max(20, int(figure.get_figwidth() * 9.5))
+    figure.suptitle("\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, across)))
 
 
 def _show(axis: Any, picture: Array) -> None:
@@ -325,7 +334,7 @@ def _panels(size: int) -> tuple[Figure, list[Any], int]:
     shown = min(size, _MOST_COLUMNS)
     across = min(3, shown)
     down = math.ceil(shown / across)
-    figure = _figure(3.6 * across + 0.4, 2.9 * down + 0.9)
+    figure = _figure(3.6 * across + 1.6, 2.9 * down + 0.9)
     axes = list(figure.subplots(down, across, squeeze=False).flat)
     for axis in axes[shown:]:
         axis.set_axis_off()
@@ -358,7 +367,7 @@ def _table_reconstructions(x: Tensor, means: Mapping[str, Tensor], title: str, c
     figure.supxlabel("data")
     figure.supylabel("reconstruction, E[x | z]")
     _legend(figure, axes[0])
-    figure.suptitle(_with_count(title, shown, size))
+    _title(figure, _with_count(title, shown, size))
     return figure
 
 
@@ -370,8 +379,7 @@ def _table_samples(x: Mapping[str, Tensor], title: str, data: Tensor | None, col
     for i, (axis, name) in enumerate(zip(axes, _column_names(size, columns), strict=False)):
         # a heavy tail's farthest draws would leave one bar for all the rest
         everything = np.concatenate([v[:, i] for v in (*groups.values(), *([] if given is None else [given]))])
-        low, high = np.quantile(everything, (0.005, 0.995))
-        bins = np.linspace(low, high if high > low else low + 1.0, 31)
+        bins = _bins(everything)
         if given is not None:
             axis.hist(given[:, i], bins=bins, density=True, color="0.8", label="data")
         for number, (guide, values) in enumerate(groups.items()):
@@ -383,10 +391,20 @@ def _table_samples(x: Mapping[str, Tensor], title: str, data: Tensor | None, col
     figure.supxlabel("value")
     figure.supylabel("density")
     _legend(figure, axes[0])
-    figure.suptitle(_with_count(title, shown, size))
+    _title(figure, _with_count(title, shown, size))
     return figure
+
+
+def _bins(values: Array) -> Array:
+    """Edges of a histogram's bars; around the whole numbers for counts."""
+    low, high = np.quantile(values, (0.005, 0.995))
+    if high - low <= 60 and bool((values == np.round(values)).all()):
+        whole: Array = np.arange(np.floor(low), np.ceil(high) + 2) - 0.5
+        return whole
+    edges: Array = np.linspace(low, high if high > low else low + 1.0, 31)
+    return edges
 
 
 def _legend(figure: Figure, axis: Any) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="outside right center", frameon=False, markerscale=1.6)

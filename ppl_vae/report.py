@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from .errors import InputError
 from .evaluate import Estimate, Evaluation
+from .likelihoods import Likelihood
+from .networks import Condition
 
 __all__ = [
+    "About",
     "Difference",
     "Row",
     "comparison_table",
@@ -29,6 +33,35 @@ __all__ = [
     "replacing",
     "write_results",
 ]
+
+
+@dataclass(frozen=True)
+class About:
+    """What must be said beside a model's numbers.
+
+    Args:
+        log_px: what log p(x) is of: "log p(x | y)" where the model is conditioned on classes.
+        likelihood: with what decides its units, as a floor.
+        device: where the numbers were computed.
+    """
+
+    log_px: str = "log p(x)"
+    likelihood: str = ""
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, model: Any) -> About:
+        given = getattr(model, "condition", None)
+        log_px = "log p(x)"
+        if isinstance(given, Condition) and given.width:
+            log_px = "log p(x | y)" if given.classes else "log p(x | context)"
+        part = getattr(model, "likelihood", None)
+        name = ""
+        if isinstance(part, Likelihood):
+            options = part.extra_repr()
+            name = type(part).__name__ + (f"({options})" if options else "")
+        device = next(model.parameters()).device
+        return cls(log_px, name, torch.cuda.get_device_name(device) if device.type == "cuda" else str(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,20 +117,20 @@ def plus_minus(mean: float, se: float, sign: bool = False) -> str:
     plus = "+" if sign else ""
     if not math.isfinite(mean):
         return "–"
-    if not math.isfinite(se):
-        return f"{mean:{plus}.2f}"
-    decimals = 2 if se <= 0 else min(4, max(2, -math.floor(math.log10(se))))
-    return f"{mean:{plus}.{decimals}f} ± {se:.{decimals}f}"
+    decimals = min(4, max(2, -math.floor(math.log10(se)))) if math.isfinite(se) and se > 0 else 2
+    # no minus before a zero
+    text = f"{round(mean, decimals) + 0.0:{plus}.{decimals}f}"
+    return f"{text} ± {se:.{decimals}f}" if math.isfinite(se) else text
 
 
-def comparison_table(rows: Sequence[Row], differences: Sequence[Difference], device: str) -> Table:
+def comparison_table(rows: Sequence[Row], differences: Sequence[Difference], about: About) -> Table:
     """A row a guide, and below it a row for each difference; the caption says of what the numbers are."""
-    table = Table(box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False, show_edge=False, collapse_padding=True)
     table.add_column("guide")
     for name, unit in (
         ("ELBO", "nats/datum"),
         ("KL", "nats/datum"),
-        ("log p(x)", "nats/datum"),
+        (about.log_px, "nats/datum"),
         ("ESS", ""),
         ("k̂ > 0.7", "of data"),
         ("active", "units"),
@@ -114,14 +147,14 @@ def comparison_table(rows: Sequence[Row], differences: Sequence[Difference], dev
         table.add_row(each.name, *numbers)
     some = next((row.evaluation for row in rows if row.evaluation is not None), None)
     failed = [f"{row.name} failed: {row.error}" for row in rows if row.error is not None]
-    lines = [] if some is None else [_caption(some, device)]
+    lines = [] if some is None else [_caption(some, about)]
     if differences:
         lines.append("Differences are paired, ± their standard error over the data.")
     table.caption = Text("\n".join(lines + failed))
     return table
 
 
-def evaluation_table(evaluation: Evaluation, title: str, device: str) -> Table:
+def evaluation_table(evaluation: Evaluation, title: str, about: About) -> Table:
     """One pair's numbers, a line each, with both standard errors."""
     e = evaluation
     table = Table(title=Text(title), title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -133,18 +166,18 @@ def evaluation_table(evaluation: Evaluation, title: str, device: str) -> Table:
     estimates: list[tuple[str, Estimate, str]] = [
         ("ELBO", e.elbo, "nats/datum"),
         ("KL(q ‖ prior)", e.kl, "nats/datum"),
-        ("log p(x | z), reconstruction", e.log_likelihood, "nats/datum"),
-        ("log p(x), importance sampling", e.log_px, "nats/datum"),
+        ("reconstruction, E log p(x | z)", e.log_likelihood, "nats/datum"),
+        (f"{about.log_px}, importance sampling", e.log_px, "nats/datum"),
     ]
     if e.bits_per_dimension is not None:
-        estimates.append(("−log p(x)", e.bits_per_dimension, "bits/dim"))
+        estimates.append((f"−{about.log_px}", e.bits_per_dimension, "bits/dim"))
     for name, estimate, unit in estimates:
         table.add_row(name, f"{estimate.mean:.4f}", _small(estimate.se), _small(estimate.data_se), unit)
     table.add_row("effective sample size", f"{e.ess.mean:.1f}", "", _small(e.ess.data_se), f"of {e.particles}")
     table.add_row("data with k̂ > 0.7", f"{100 * e.khat_above:.1f}", "", "", "%")
     table.add_row("active units", str(e.active_units.count), "", "", f"of {_units(e)}")
     table.add_row("parameters", f"{e.parameters['total']:,}", "", "", "")
-    table.caption = Text(_caption(e, device))
+    table.caption = Text(_caption(e, about))
     return table
 
 
@@ -208,10 +241,11 @@ def _small(value: float) -> str:
     return f"{value:.2g}" if math.isfinite(value) else "–"
 
 
-def _caption(e: Evaluation, device: str) -> str:
+def _caption(e: Evaluation, about: About) -> str:
+    likelihood = f" Likelihood: {about.likelihood}." if about.likelihood else ""
     return (
-        f"{e.data}: {e.n} data, {e.particles} particles each, ± Monte Carlo standard error.\n"
-        f"log p(x) by importance sampling from the guide, with an effective sample size (ESS) of {e.particles} at "
-        "best;\n"
-        f"not to be relied on where k̂ > 0.7. Active: Var E[z | x] > {e.active_units.threshold:g}. On {device}."
+        f"{e.data}: {e.n} data, {e.particles} particles each, ± Monte Carlo standard error.{likelihood} "
+        f"{about.log_px} by importance sampling from the guide, with an effective sample size (ESS) of {e.particles} at "
+        f"best; not to be relied on where k̂ > 0.7. Active: Var E[z | x] > {e.active_units.threshold:g}. On "
+        f"{about.device}."
     )
