@@ -422,7 +422,7 @@ class LinearEncoder(Encoder):
         return batch.x
 
 
-def train(guide: Guide, model: LinearGaussian, objective: Objective, steps: int = 900) -> Tensor:
+def train(guide: Guide, model: LinearGaussian, objective: Objective, steps: int = 600) -> Tensor:
     """The trained guide's ELBO of each datum, by many particles."""
     x = model.simulate(64, seed=5)
     optimizer = torch.optim.Adam(guide.parameters(), lr=0.03)

@@ -74,7 +74,7 @@ def test_the_mean_field_gap_is_the_smallest_of_all_diagonal_gaussians() -> None:
         return kl
 
     optimizer.step(closure)
-    assert float(closure()) == pytest.approx(model.mean_field_gap(), abs=1e-9)
+    assert closure().item() == pytest.approx(model.mean_field_gap(), abs=1e-9)
 
 
 @pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.3, 0.9, 1.5, 3.0])
