@@ -1,0 +1,66 @@
+"""Every example runs: its --smoke here, its full run, which ends with a number it must reach, among the slow tests."""
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+every_example = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+
+
+def test_all_examples_are_there() -> None:
+    assert [path.stem for path in EXAMPLES] == [
+        "alternating",
+        "arviz_posterior",
+        "beta_vae",
+        "conditional_vae",
+        "own_data",
+        "svi_lightning",
+        "svi_vae",
+        "swap_guides",
+    ]
+
+
+@every_example
+def test_says_what_it_is_how_to_run_it_and_what_it_reached(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    assert f"python examples/{path.name}" in text
+    assert "Measured:" in text
+
+
+@every_example
+def test_smoke(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process, which has imported torch already."""
+    if path.stem == "svi_lightning":
+        pytest.importorskip("lightning")
+    spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(["--smoke", "--out", str(tmp_path)])
+    assert "±" in capsys.readouterr().out  # a number with its error
+    if path.stem != "svi_lightning":
+        assert [file for file in tmp_path.iterdir() if file.suffix == ".png" and file.stat().st_size > 5_000]
+
+
+@pytest.mark.slow
+@every_example
+def test_full_run_reaches_its_number(path: Path, tmp_path: Path) -> None:
+    if path.stem == "svi_lightning":
+        pytest.importorskip("lightning")
+    done = subprocess.run(
+        [sys.executable, str(path), "--out", str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
