@@ -7,6 +7,7 @@ import pytest
 import torch
 from programs import MixtureGuide, PlainMixtureGuide, binary_batch, guide_for, pair, vae
 from torch import Tensor
+from torch.distributions import MultivariateNormal, kl_divergence
 
 from ppl_vae import ELBO, IWAE, Batch, Conditional, Guide, Objective, Renyi, guides, networks
 from ppl_vae.core import Encoder
@@ -422,31 +423,31 @@ class LinearEncoder(Encoder):
         return batch.x
 
 
-def train(guide: Guide, model: LinearGaussian, objective: Objective, steps: int = 600) -> Tensor:
-    """The trained guide's ELBO of each datum, by many particles."""
-    x = model.simulate(64, seed=5)
-    optimizer = torch.optim.Adam(guide.parameters(), lr=0.03)
+def trained_gap(family: type[guides.Amortized], model: LinearGaussian) -> float:
+    """KL(q ‖ p(z | x)) after training, averaged over the data: what the trained guide's ELBO falls short by."""
+    torch.manual_seed(0)
+    guide = family(model, LinearEncoder()).double()
+    batch = Batch(x=model.simulate(64, seed=5))
+    optimizer = torch.optim.Adam(guide.parameters(), lr=0.05)
+    steps = 600
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    objective = ELBO(particles=8)
     for _ in range(steps):
         optimizer.zero_grad()
-        objective.differentiable_loss(model, guide, Batch(x=x)).backward()
+        objective.differentiable_loss(model, guide, batch).backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        return ELBO(particles=2000, kl="monte-carlo").terms(model, guide, Batch(x=x)).logs["elbo"]
+        q = guide.distribution(batch)["z"]
+        full = MultivariateNormal(q.mean, q.variance.diag_embed()) if family is guides.MeanField else q
+        return kl_divergence(full, model.posterior(batch.x)).mean().item()
 
 
 def test_full_rank_beats_mean_field_by_the_known_gap_after_training() -> None:
     model = LinearGaussian(DATA, LATENT, seed=7)
-    exact = model.log_marginal(model.simulate(64, seed=5))
-    gaps = {}
-    for family in (guides.MeanField, guides.FullRank):
-        torch.manual_seed(0)
-        guide = family(model, LinearEncoder()).double()
-        gaps[family] = (exact - train(guide, model, ELBO(particles=4))).mean().item()
-    assert model.mean_field_gap() > 0.1
-    assert gaps[guides.FullRank] == pytest.approx(0.0, abs=0.01)
-    assert gaps[guides.MeanField] == pytest.approx(model.mean_field_gap(), abs=0.02)
+    assert model.mean_field_gap() > 0.2
+    assert trained_gap(guides.FullRank, model) == pytest.approx(0.0, abs=0.01)
+    assert trained_gap(guides.MeanField, model) == pytest.approx(model.mean_field_gap(), abs=0.01)
 
 
 def test_the_soft_bound_on_scales_is_wide_enough_for_the_oracle() -> None:
