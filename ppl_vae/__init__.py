@@ -2,19 +2,34 @@
 
 from . import guides, likelihoods, models, networks, objectives, priors
 from .batch import Batch
+from .build import PairConfig, build
+from .compare import Comparison, compare
+from .compiled import CompileReport, CompileWarning
 from .core import Conditional, Encoder, Guide, LatentModel, LatentSpec
+from .data import DataSet, load
+from .diagnose import to_arviz
 from .errors import InputError, NonFiniteLossError, RunError
+from .evaluate import evaluate, log_marginal
+from .fit import FitResult, fit
 from .handlers import scale_data, scale_latents
 from .interop import pyro_pair
 from .objectives import ELBO, IWAE, Objective, Renyi
+from .runs import Run, load_weights, open_run
+from .svi import CompiledSVI
 from .weights import LogWeights, check_pair, log_weights
 
 __all__ = [
     "ELBO",
     "IWAE",
     "Batch",
+    "Comparison",
+    "CompileReport",
+    "CompileWarning",
+    "CompiledSVI",
     "Conditional",
+    "DataSet",
     "Encoder",
+    "FitResult",
     "Guide",
     "InputError",
     "LatentModel",
@@ -22,19 +37,30 @@ __all__ = [
     "LogWeights",
     "NonFiniteLossError",
     "Objective",
+    "PairConfig",
     "Renyi",
+    "Run",
     "RunError",
+    "build",
     "check_pair",
+    "compare",
+    "evaluate",
+    "fit",
     "guides",
     "likelihoods",
+    "load",
+    "load_weights",
+    "log_marginal",
     "log_weights",
     "models",
     "networks",
     "objectives",
+    "open_run",
     "priors",
     "pyro_pair",
     "scale_data",
     "scale_latents",
+    "to_arviz",
 ]
 
 __version__ = "0.1.0"
