@@ -287,9 +287,9 @@ def _try_once(job: Job, device: torch.device) -> None:
         raise InputError(f"optimizer made a {type(optimizer).__name__}; give a class of torch.optim")
     parts = (job.model, job.guide, job.objective)
     buffers = [{name: b.clone() for name, b in part.named_buffers()} for part in parts]
-    batch = job.data.take(torch.arange(2)).batch().to(device)
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+            batch = job.data.take(torch.arange(2)).batch().to(device)
             terms = job.objective.terms(job.model, job.guide, batch)
     finally:
         for part, before in zip(parts, buffers, strict=True):
