@@ -173,9 +173,10 @@ def samples(
         axis.spines[:].set_visible(False)
         axis.set_title(name)
         if len(column_names):
-            step = (montage.shape[1] + 1) / across
+            breadth = spec.shape[2]
+            middles = [i * (breadth + _gap(spec.shape[1])) + (breadth - 1) / 2 for i in range(across)]
             axis.xaxis.tick_top()
-            axis.set_xticks([(i + 0.5) * step - 0.5 for i in range(across)], list(column_names)[:across])
+            axis.set_xticks(middles, list(column_names)[:across])
             axis.tick_params(length=0)
     _title(figure, title)
     return figure
@@ -279,10 +280,15 @@ def _show(axis: Any, picture: Array) -> None:
     axis.set_yticks([])
 
 
+def _gap(height: int) -> int:
+    """Pixels between images."""
+    return max(1, height // 14)
+
+
 def _montage(images: Array, across: int) -> Array:
     """Images side by side with lines between them: (N, H, W[, 3]) -> (rows · (H + 1) - 1, ...)."""
     size, height, width = images.shape[:3]
-    line = max(1, height // 14)
+    line = _gap(height)
     down = math.ceil(size / across)
     shape = (down * (height + line) - line, across * (width + line) - line, *images.shape[3:])
     out = np.ones(shape)

@@ -245,7 +245,7 @@ def _caption(e: Evaluation, about: About) -> str:
     likelihood = f" Likelihood: {about.likelihood}." if about.likelihood else ""
     return (
         f"{e.data}: {e.n} data, {e.particles} particles each, ± Monte Carlo standard error.{likelihood} "
-        f"{about.log_px} by importance sampling from the guide, with an effective sample size (ESS) of {e.particles} at "
-        f"best; not to be relied on where k̂ > 0.7. Active: Var E[z | x] > {e.active_units.threshold:g}. On "
-        f"{about.device}."
+        f"{about.log_px} by importance sampling from the guide, with an effective sample size (ESS) of {e.particles} "
+        f"at best; not to be relied on where k̂ > 0.7. Active: Var E[z | x] > {e.active_units.threshold:g}. "
+        f"On {about.device}."
     )

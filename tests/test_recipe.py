@@ -1,0 +1,164 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ppl_vae.data import load
+from ppl_vae.errors import InputError
+from ppl_vae.recipe import Recipe, prepare
+
+TINY = Recipe(hidden=(8,), latent=2)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """A person's own data, one of each kind."""
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "grey.npz", x=random.integers(0, 256, (20, 4, 4)).astype(np.uint8))
+    np.savez(tmp_path / "unit.npz", x=random.random((20, 4, 4)))
+    np.savez(tmp_path / "bits.npz", x=random.random((20, 4, 4)) < 0.5)
+    np.savez(tmp_path / "colour.npz", x=random.integers(0, 256, (20, 4, 4, 3)).astype(np.uint8))
+    np.savez(tmp_path / "counts.npz", x=random.poisson(3.0, (20, 4)))
+    rows = "\n".join(",".join(str(v) for v in row) for row in random.normal(size=(20, 3)))
+    (tmp_path / "table.csv").write_text(f"a,b,c\n{rows}\n")
+    return {path.stem: str(path) for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("data", "likelihood", "binarize", "decided"),
+    [
+        ("grey", None, None, ("bernoulli", "dynamic", "unit")),
+        ("grey", None, "none", ("discretized-logistic", "none", "levels")),
+        ("grey", None, "fixed", ("bernoulli", "fixed", "unit")),
+        ("grey", "bernoulli", None, ("bernoulli", "dynamic", "unit")),
+        ("grey", "categorical", None, ("categorical", "none", "levels")),
+        ("grey", "categorical", "threshold", ("categorical", "threshold", "unit")),
+        ("grey", "gaussian", None, ("gaussian", "none", "levels")),
+        ("grey", "gaussian-learned", None, ("gaussian-learned", "none", "unit")),
+        ("grey", "continuous-bernoulli", None, ("continuous-bernoulli", "none", "unit")),
+        ("grey", "poisson", None, ("poisson", "none", "levels")),
+        ("colour", None, None, ("discretized-logistic", "none", "levels")),
+        ("colour", "bernoulli", None, ("bernoulli", "dynamic", "unit")),
+        ("bits", None, None, ("bernoulli", "none", "unit")),
+        ("unit", None, None, ("continuous-bernoulli", "none", "unit")),
+        ("unit", "bernoulli", None, ("bernoulli", "dynamic", "unit")),
+        ("unit", None, "dynamic", ("bernoulli", "dynamic", "unit")),
+        ("table", None, None, ("gaussian-learned", "none", "raw")),
+        ("table", "student-t", None, ("student-t", "none", "raw")),
+        ("counts", "poisson", None, ("poisson", "none", "raw")),
+    ],
+)
+def test_likelihood_and_units_follow_from_the_data(
+    files: dict[str, str], data: str, likelihood: str | None, binarize: str | None, decided: tuple[str, str, str]
+) -> None:
+    recipe = TINY.replace(data=files[data], likelihood=likelihood, binarize=binarize)
+    ready = prepare(recipe)
+    train = ready.data.train
+    assert (ready.recipe.likelihood, ready.recipe.binarize, train.units) == decided
+    assert (ready.pair.likelihood, train.binarize) == decided[:2]
+    x = train.batch().x
+    assert x is not None
+    ready.model.likelihood.check(x)  # type: ignore[union-attr, operator]
+    # the saved options read the same data again
+    again = load(ready.data_options.pop("data"), **ready.data_options)
+    for mine, theirs in zip(ready.data, again, strict=True):
+        assert mine.description == theirs.description
+        torch.testing.assert_close(mine.fixed().batch().x, theirs.fixed().batch().x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("data", "likelihood", "binarize", "message"),
+    [
+        ("grey", "bernoulli", "none", "'bernoulli' is of 0 and 1.*256 levels.*'dynamic'.*'discretized-logistic'"),
+        ("table", "bernoulli", None, "'bernoulli' is of 0 and 1.*continuous numbers.*'gaussian-learned'"),
+        ("unit", "bernoulli", "none", r"numbers in \[0, 1\].*'dynamic'.*'continuous-bernoulli'"),
+        ("grey", "continuous-bernoulli", "dynamic", "'continuous-bernoulli' does not fit binarize='dynamic'"),
+        ("grey", "poisson", "fixed", "'poisson' does not fit binarize='fixed'"),
+        ("table", None, "dynamic", "binarize='dynamic' does not fit"),
+        ("table", "poisson", None, "support of Poisson"),
+        ("table", "categorical", None, "continuous"),
+        ("table", "gaussian", "sometimes", "binarize='sometimes' is not known.*dynamic"),
+    ],
+)
+def test_a_likelihood_and_data_that_disagree_are_refused(
+    files: dict[str, str], data: str, likelihood: str | None, binarize: str | None, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare(TINY.replace(data=files[data], likelihood=likelihood, binarize=binarize))
+
+
+def test_guides_of_one_seed_start_from_the_same_encoder_and_decoder() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, other = (prepare(TINY.replace(guide=guide)) for guide in ("mean-field", "full-rank"))
+    assert torch.equal(before, torch.get_rng_state())
+    for name, value in one.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[name]), name
+    theirs = other.guide.state_dict()
+    shared = {name: value for name, value in one.guide.state_dict().items() if name.startswith("encoder.")}
+    assert len(shared) >= 4
+    assert all(torch.equal(value, theirs[name]) for name, value in shared.items())
+    changed = prepare(TINY.replace(seed=1))
+    assert any(not torch.equal(v, changed.model.state_dict()[k]) for k, v in one.model.state_dict().items())
+
+
+def test_what_is_left_open_is_decided(files: dict[str, str]) -> None:
+    few = prepare(TINY.replace(data=files["grey"])).recipe
+    assert few.batch_size == 16  # all of the training part
+    assert few.epochs == 200
+    digits = prepare(TINY).recipe
+    assert (digits.batch_size, digits.epochs) == (128, 200)
+    assert None not in (digits.likelihood, digits.binarize)
+
+
+def test_many_data_get_fewer_epochs(tmp_path: Path) -> None:
+    np.savez(tmp_path / "many.npz", x=np.zeros((75_000, 1), np.float32) + np.arange(75_000)[:, None])
+    assert prepare(TINY.replace(data=str(tmp_path / "many.npz"))).recipe.epochs == 50
+
+
+def test_patience_holds_out_a_tenth_of_the_training_data() -> None:
+    plain, watched = prepare(TINY), prepare(TINY.replace(patience=3))
+    assert plain.validation is None
+    assert watched.validation is not None
+    assert len(watched.validation) == 144
+    assert len(watched.data.train) + len(watched.validation) == len(plain.data.train)
+    assert "held out" in watched.validation.description
+    assert len(watched.data.test) == len(plain.data.test)
+
+
+def test_paths_become_absolute(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(files["table"])
+    monkeypatch.chdir(path.parent)
+    ready = prepare(TINY.replace(data="table.csv", data_dir="sets"))
+    assert ready.data_options["data"] == str(path.resolve())
+    assert Path(ready.data_options["data_dir"]).is_absolute()
+    assert ready.recipe.title == "table-vae-mean-field"
+
+
+def test_recipes_are_json_and_refuse_strangers() -> None:
+    recipe = TINY.replace(hidden=[4, 5], beta=0.5)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert recipe.to_json()["hidden"] == [4, 5]
+    assert Recipe.names() == [field.name for field in dataclasses.fields(Recipe)]
+    with pytest.raises(InputError, match="'epoch' is not known; did you mean 'epochs'"):
+        TINY.replace(epoch=3)
+
+
+@pytest.mark.parametrize("seed", [-1, True, 1.5])
+def test_bad_seeds_are_refused(seed: object) -> None:
+    with pytest.raises(InputError, match=r"seed=.*whole number"):
+        prepare(TINY.replace(seed=seed))
+
+
+def test_a_small_pair_uses_one_thread_and_puts_back_what_was() -> None:
+    torch.set_num_threads(2)
+    try:
+        with prepare(TINY).threads():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        with prepare(TINY.replace(network="conv")).threads():
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
