@@ -125,7 +125,7 @@ def open_run(path: str | os.PathLike[str], best: bool = True) -> Run:
     if missing:
         raise RunError(
             f"{folder} was trained from modules made in a program ({config.get('model')}, {config.get('guide')}): "
-            "make them there and call ppl_vae.runs.load_weights(folder, model, guide)"
+            "make them there and call ppl_vae.load_weights(folder, model, guide)"
         )
     try:
         pair, spec = PairConfig.from_json(config["pair"]), DataSpec.from_json(config["spec"])
