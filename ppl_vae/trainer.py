@@ -166,7 +166,8 @@ class Trainer:
         self.module: nn.Module = fabric.setup_module(self.loss) if self.world > 1 else self.loss
         self.groups = _parameter_groups(job)
         self.trained = [p for group in self.groups.values() for p in group]
-        self.optimizer = job.optimizer([{"params": group} for group in self.groups.values()], lr=self.settings.lr)
+        # one group: a fused optimizer then updates all of them in one call
+        self.optimizer = job.optimizer([{"params": self.trained}], lr=self.settings.lr)
         self.loader = Loader(
             job.data, self.settings.batch_size, self.settings.seed, self.device, self.rank, self.world, job.stream
         )
@@ -213,7 +214,7 @@ class Trainer:
         stopped: Stopped = "finished"
         show = self.job.progress if self.rank == 0 else False
         try:
-            with progress_bar(show, self.job.description, settings.epochs) as bar:
+            with torch.enable_grad(), progress_bar(show, self.job.description, settings.epochs) as bar:
                 self.module.train()
                 bar.update(self.epoch)
                 while self.epoch < settings.epochs:

@@ -108,6 +108,17 @@ def test_a_run_interrupted_anywhere_goes_on_as_if_it_had_not_been(tmp_path: Path
     same(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_ctrl_c_before_the_first_step_leaves_a_checkpoint_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_asked_to_stop", lambda self: True)
+        first = train(tmp_path / "run", **EVERYTHING)
+    assert (first.stopped, first.steps, first.history) == ("interrupted", 0, [])
+    assert math.isnan(first.elbo)
+    train(tmp_path / "run", resume=True, **EVERYTHING)
+    train(tmp_path / "whole", **EVERYTHING)
+    same(tmp_path / "run", tmp_path / "whole")
+
+
 def test_ctrl_c_in_a_terminal(tmp_path: Path) -> None:
     options = {"epochs": 500}
     command = [sys.executable, str(SCRIPT), "slow", str(tmp_path / "run"), json.dumps(options)]
@@ -599,6 +610,14 @@ def test_two_runs_in_turn_do_not_disturb_each_other(tmp_path: Path) -> None:
 
     train(tmp_path / "disturbed", callbacks=[another])
     same(tmp_path / "alone", tmp_path / "disturbed")
+
+
+def test_training_where_gradients_are_off(tmp_path: Path) -> None:
+    with torch.no_grad():
+        train(tmp_path / "off")
+        assert not torch.is_grad_enabled()
+    train(tmp_path / "on")
+    same(tmp_path / "on", tmp_path / "off")
 
 
 def test_training_in_a_thread(tmp_path: Path) -> None:
