@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from .errors import InputError, NonFiniteLossError
+from .report import one_line
 
 if TYPE_CHECKING:
     from .data import DataSet
@@ -38,24 +39,25 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            raise _exit(str(error), BAD_INPUT) from None
+            raise _exit(error, BAD_INPUT) from None
         except NonFiniteLossError as error:
-            raise _exit(str(error), FAILURE) from None
+            raise _exit(error, FAILURE) from None
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of a pipe has gone, as `head` does
                 raise
-            raise _exit(str(error), FAILURE) from None
+            raise _exit(error, FAILURE) from None
         except KeyboardInterrupt:
             raise _exit("interrupted", INTERRUPTED) from None
         except Exception as error:
             # typer's own, which it shows itself
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort) or os.environ.get(DEBUG):
                 raise
-            raise _exit(f"{type(error).__name__}: {error} ({DEBUG}=1 shows where)", FAILURE) from error
+            raise _exit(f"{type(error).__name__}: {one_line(error)} ({DEBUG}=1 shows where)", FAILURE) from error
 
 
-def _exit(message: str, code: int) -> typer.Exit:
-    typer.echo(f"ppl-vae: {' '.join(message.split())}", err=True)
+def _exit(message: str | BaseException, code: int) -> typer.Exit:
+    text = one_line(message) if isinstance(message, BaseException) else message
+    typer.echo(f"ppl-vae: {text}", err=True)
     return typer.Exit(code)
 
 
@@ -411,7 +413,7 @@ def train(
                 f"train --resume --out {folder}",
                 INTERRUPTED,
             )
-        tell = shows.count("evaluate", len(test) * eval_particles)
+        tell = shows.count("evaluate", len(test))
         numbers = judge(fitted.model, fitted.guide, test, eval_particles, seed=seed, progress=tell)
     best = "" if fitted.best_epoch is None else f", the weights of epoch {fitted.best_epoch}"
     console = make_console()
@@ -442,7 +444,7 @@ def evaluate(
     opened = _open(run, device)
     part = _part(opened, split, data_dir)
     with display(True) as shows:
-        tell = shows.count("evaluate", len(part) * particles)
+        tell = shows.count("evaluate", len(part))
         numbers = judge(opened.model, opened.guide, part, particles, seed=seed, progress=tell)
     make_console().print(evaluation_table(numbers, str(run), About.of(opened.model)))
     if out is not None:

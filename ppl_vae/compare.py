@@ -27,7 +27,7 @@ from .fit import FitResult
 from .folder import CHECKPOINTS, METRICS, RUN, TENSORBOARD, read_run
 from .guides import guides as registry
 from .recipe import Ingredients, Recipe, load_plain, prepare
-from .report import About, Difference, Row, comparison_table, finite, write_results
+from .report import About, Difference, Row, comparison_table, finite, one_line, write_results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -317,7 +317,7 @@ def _train_all(comparison: Comparison, folder: Path | None, shows: Display) -> N
             # what the first guide's settings are refused for is nobody's failure but the caller's
             if number == 0 and isinstance(error, InputError):
                 raise
-            contender.error = f"{type(error).__name__}: {error}"
+            contender.error = f"{type(error).__name__}: {one_line(error)}"
             continue
         if contender.fitted.stopped == "interrupted":
             if not any(c.fitted is not None and c.error is None for c in comparison.contenders[:number]):
@@ -334,7 +334,7 @@ def _evaluate_all(comparison: Comparison, shows: Display) -> None:
         fitted = contender.fitted
         if fitted is None or contender.error is not None:
             continue
-        tell = shows.count(f"evaluate {contender.guide}", len(test) * particles)
+        tell = shows.count(f"evaluate {contender.guide}", len(test))
         pair = (fitted.model, fitted.guide, test, particles)
         try:
             # the same seed for every guide, and for the bound the same draws again, datum by datum
@@ -346,7 +346,7 @@ def _evaluate_all(comparison: Comparison, shows: Display) -> None:
             contender.evaluation = None
             continue
         except (InputError, RuntimeError) as error:
-            contender.error = f"evaluation: {error}"
+            contender.error = f"evaluation: {one_line(error)}"
             continue
         bounds[contender.guide], divergences[contender.guide] = bound.elbo, bound.kl
     done = comparison.done

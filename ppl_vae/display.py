@@ -70,14 +70,14 @@ class Display:
         # a display cannot be sent to another process, which makes its own
         return {"progress": self.bars if devices == 1 else True, "description": name}
 
-    def count(self, name: str, total: int) -> Callable[[int, int], None]:
-        """A function to be told how many are done, and of how many."""
-        bar = Bar(self.bars, name, total)
+    def count(self, name: str, size: int) -> Callable[[int, int], None]:
+        """A function to be told how much is done, and of how much; the bar shows it as a share of `size` data."""
+        bar = Bar(self.bars, name, size)
         if self.lines:
             print(name, file=sys.stderr, flush=True)
 
         def tell(done: int, total: int) -> None:
-            bar.update(done)
+            bar.update(size * done // total)
 
         return tell
 

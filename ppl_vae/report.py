@@ -28,6 +28,7 @@ __all__ = [
     "comparison_table",
     "evaluation_table",
     "finite",
+    "one_line",
     "plus_minus",
     "refuse_existing",
     "replacing",
@@ -96,10 +97,6 @@ class Difference:
     kl: Estimate
     log_px: Estimate
 
-    @property
-    def name(self) -> str:
-        return f"{self.guide} − {self.less}"
-
     def to_json(self) -> dict[str, Any]:
         return {"guide": self.guide, "less": self.less} | {
             name: {"mean": finite(e.mean), "data_se": finite(e.data_se), "n": e.n}
@@ -126,25 +123,27 @@ def plus_minus(mean: float, se: float, sign: bool = False) -> str:
 def comparison_table(rows: Sequence[Row], differences: Sequence[Difference], about: About) -> Table:
     """A row a guide, and below it a row for each difference; the caption says of what the numbers are."""
     table = Table(box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False, show_edge=False, collapse_padding=True)
-    table.add_column("guide")
+    # numbers may break before their errors on a narrow screen, names may not
+    names = [*(row.name for row in rows), *(f"− {each.less}" for each in differences)]
+    table.add_column("guide", overflow="fold", min_width=min(24, max(map(len, names), default=0)))
     for name, unit in (
-        ("ELBO", "nats/datum"),
-        ("KL", "nats/datum"),
-        (about.log_px, "nats/datum"),
+        ("ELBO", "nats"),
+        ("KL", "nats"),
+        (about.log_px, "nats"),
         ("ESS", ""),
         ("k̂ > 0.7", "of data"),
         ("active", "units"),
         ("para-", "meters"),
-        ("training", "seconds"),
+        ("train", "s"),
     ):
-        table.add_column(f"{name}\n{unit}", justify="right")
+        table.add_column(f"{name}\n{unit}", justify="right", overflow="fold")
     for row in rows:
         table.add_row(row.name, *_cells(row))
     if differences:
         table.add_section()
     for each in differences:
         numbers = (plus_minus(e.mean, e.data_se, sign=True) for e in (each.elbo, each.kl, each.log_px))
-        table.add_row(each.name, *numbers)
+        table.add_row(f"{each.guide}\n− {each.less}", *numbers)
     some = next((row.evaluation for row in rows if row.evaluation is not None), None)
     failed = [f"{row.name} failed: {row.error}" for row in rows if row.error is not None]
     lines = [] if some is None else [_caption(some, about)]
@@ -184,6 +183,11 @@ def evaluation_table(evaluation: Evaluation, title: str, about: About) -> Table:
 def finite(value: float) -> float | None:
     """The number, or None, which JSON can hold, for NaN and infinity."""
     return value if math.isfinite(value) else None
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message in one line, without the tables of traces and shapes that Pyro adds to it."""
+    return " ".join(str(error).partition("Trace Shapes:")[0].split())
 
 
 @contextmanager
@@ -244,8 +248,8 @@ def _small(value: float) -> str:
 def _caption(e: Evaluation, about: About) -> str:
     likelihood = f" Likelihood: {about.likelihood}." if about.likelihood else ""
     return (
-        f"{e.data}: {e.n} data, {e.particles} particles each, ± Monte Carlo standard error.{likelihood} "
-        f"{about.log_px} by importance sampling from the guide, with an effective sample size (ESS) of {e.particles} "
-        f"at best; not to be relied on where k̂ > 0.7. Active: Var E[z | x] > {e.active_units.threshold:g}. "
+        f"{e.data}: {e.n} data, {e.particles} particles each. Nats per datum, ± Monte Carlo standard error."
+        f"{likelihood} {about.log_px} by importance sampling from the guide, with an effective sample size (ESS) of "
+        f"{e.particles} at best; not to be relied on where k̂ > 0.7. Active: Var E[z | x] > {e.active_units.threshold:g}. "
         f"On {about.device}."
     )

@@ -45,9 +45,9 @@ def test_a_log_gets_lines_and_a_terminal_bars(capsys: pytest.CaptureFixture[str]
         assert not shows.lines
         assert shows.for_fit("a", 3) == {"progress": bars, "description": "a"}
         assert shows.for_fit("a", 3, devices=2)["progress"] is True
-        shows.count("evaluate a", 10)(10, 10)
+        shows.count("evaluate a", 10)(5000, 10000)
     assert "evaluate a" in screen.getvalue()
-    assert "10/10" in screen.getvalue()
+    assert "5/10" in screen.getvalue()
 
 
 def test_nothing_is_shown_unasked(capsys: pytest.CaptureFixture[str]) -> None:
