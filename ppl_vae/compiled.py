@@ -188,6 +188,8 @@ class CompiledStep:
         clip: largest norm of all gradients together, or None.
         backend: "inductor", "graph" or "none", see `Backend`.
         what: named in warnings.
+        guard: leave parameters and state as they are where the loss is not finite, so that one who looks later finds
+            the step that went wrong, and what it began with.
 
     A graph is made for every new signature of the inputs: shapes, dtypes, devices, which are None, and the modules'
     training flags. Parameters, buffers and optimizer state are inputs updated in place.
@@ -200,10 +202,12 @@ class CompiledStep:
         clip: float | None = None,
         backend: Backend = "inductor",
         what: str = "the training step",
+        guard: bool = False,
     ) -> None:
         self.loss = loss
         self.optimizer = optimizer
         self.clip = clip
+        self.guard = guard
         self.compiler = _Compiler(what, backend)
         self.rules: list[Rule] = []
         for group in optimizer.param_groups if backend != "none" else ():
@@ -220,13 +224,18 @@ class CompiledStep:
     def report(self) -> CompileReport:
         return self.compiler.report
 
-    def __call__(self, *args: Any) -> Tensor:
-        """One step; returns aux."""
+    def __call__(self, *args: Any, part: slice | None = None) -> Tensor:
+        """One step; returns aux.
+
+        Args:
+            part: a contiguous part of the first group's parameters, to update those alone.
+        """
         leaves, tree = pytree.tree_flatten(args)
         if self.compiler.backend != "none":
             bound = self._bind()
-            key = (signature(leaves), tuple([m.training for m in self.modules]), bound.signature)
-            found = self.compiler.get(key, describe(leaves), lambda: self._make(bound, leaves, tree))
+            chosen = None if part is None else (part.start, part.stop)
+            key = (signature(leaves), tuple([m.training for m in self.modules]), bound.signature, chosen)
+            found = self.compiler.get(key, describe(leaves), lambda: self._make(bound, leaves, tree, part))
             if found is not None:
                 compiled, graph = found
                 graph.calls += 1
@@ -234,16 +243,17 @@ class CompiledStep:
                 (aux,) = compiled(*bound.flat, *[leaf for leaf in leaves if isinstance(leaf, Tensor)])
                 return aux  # type: ignore[no-any-return]
         self.report.eager_calls += 1
-        return self.eager(*args)
+        return self.eager(*args, part=part)
 
-    def eager(self, *args: Any) -> Tensor:
+    def eager(self, *args: Any, part: slice | None = None) -> Tensor:
         """The same step, operation by operation."""
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        params = params if part is None else params[part]
         self.optimizer.zero_grad()
         with validation(False):
             loss, aux = self.loss(*args)
-        loss.backward()
+        loss.backward(inputs=params)
         if self.clip is not None:
-            params = [p for group in self.optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(params, self.clip)
         self.optimizer.step()
         result: Tensor = aux.detach()
@@ -255,7 +265,7 @@ class CompiledStep:
         return self._bound
 
     def _make(
-        self, bound: _Bound, leaves: list[Any], tree: pytree.TreeSpec
+        self, bound: _Bound, leaves: list[Any], tree: pytree.TreeSpec, part: slice | None
     ) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         named = dict(self.loss.named_parameters())
@@ -268,18 +278,24 @@ class CompiledStep:
             own = {**named, **bound.buffers}
             with swapped(self.loss, {id(own[name]): t for name, t in {**parameters, **buffers}.items()}):
                 loss, aux = self.loss(*args)
+            if part is not None:
+                groups = [groups[0].part(part)]
             trained = [parameters[name] for group in groups for name in group.names]
             grads: list[Tensor | None] = list(torch.autograd.grad(loss, trained, allow_unused=True))
             with torch.no_grad():
                 if self.clip is not None:
                     grads = clip_norm(grads, self.clip)
+                good = torch.isfinite(loss) if self.guard else None
                 start = 0
-                for rule, group in zip(self.rules, groups, strict=True):
-                    group.steps.add_(1.0)
+                for rule, group in zip(self.rules, groups, strict=False):
+                    with _guarded([group.steps], good):
+                        group.steps.add_(1.0)
                     factors = rule.factors(group.lr, group.steps[0].double()) if group.names else ()
                     for name, slots, grad in zip(group.names, group.slots, grads[start:], strict=False):
                         if grad is not None:
-                            rule.update(parameters[name].detach(), grad, slots, factors)
+                            p = parameters[name].detach()
+                            with _guarded([p, *slots.values()], good):
+                                rule.update(p, grad, slots, factors)
                     start += len(group.names)
             return (aux.detach(),)
 
@@ -380,6 +396,15 @@ def clip_norm(grads: Sequence[Tensor | None], largest: float) -> list[Tensor | N
     return [None if g is None else g * factor for g in grads]
 
 
+@contextmanager
+def _guarded(tensors: Sequence[Tensor], good: Tensor | None) -> Iterator[None]:
+    """Take back what is done to the tensors inside, on the device, unless `good`."""
+    before = [t.clone() for t in tensors] if good is not None else []
+    yield
+    for t, old in zip(tensors, before, strict=False):
+        t.copy_(torch.where(good, t, old))  # type: ignore[arg-type]
+
+
 def _refill(leaves: list[Any], tensors: Sequence[Tensor]) -> list[Any]:
     rest = iter(tensors)
     return [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -391,6 +416,9 @@ class _Group:
     lr: Tensor
     steps: Tensor
     slots: list[dict[str, Tensor]]
+
+    def part(self, part: slice) -> _Group:
+        return _Group(self.names[part], self.lr, self.steps[part], self.slots[part])
 
 
 class _Bound:
@@ -411,7 +439,10 @@ class _Bound:
             lr = torch.full((), float("nan"), dtype=torch.float64, device=steps.device)
             self.groups.append(_Group([names[id(p)] for p in params], lr, steps, slots))
             self.lrs.append(float("nan"))
-            self.states += [(p, slot) for p, slot in zip(params, slots, strict=True)]
+            self.states += [
+                (p, slot | ({"step": optimizer.state[p]["step"]} if "step" in optimizer.state[p] else {}))
+                for p, slot in zip(params, slots, strict=True)
+            ]
         # aliases without gradient: the compiled function writes into the parameters' memory
         self.flat: list[Tensor] = [p.detach() for p in self.parameters]
         self.flat += list(self.buffers.values())

@@ -8,7 +8,7 @@ import numbers
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from .batch import Batch
+from .compiled import CompileReport
 from .data import DataSet
 from .errors import InputError, choose
-from .folder import check_folder
+from .folder import check_folder, read_run
 from .likelihoods import Likelihood
 from .loader import Data, as_data
 from .networks import Condition, set_precision
@@ -32,6 +33,10 @@ from .trainer import Callback, EpochEnd, Job, Schedule, Settings, Stopped
 __all__ = ["Callback", "EpochEnd", "FitResult", "fit", "resolve_device"]
 
 _CHUNK = 10_000
+
+COMPILE_PAYS = 20_000
+"""Steps on a CPU from which compile="auto" compiles: a graph costs 5 to 30 seconds and saves about a millisecond a step
+(benchmarks/README.md)."""
 
 
 def _cosine(done: float) -> float:
@@ -57,6 +62,7 @@ class FitResult:
         best_epoch: the epoch with the best validation ELBO, from 1; None without validation.
         run_dir: the run folder, if one was asked for.
         data: what it was trained on, in words.
+        compiled: what was compiled, and what ran eagerly and why.
     """
 
     model: nn.Module
@@ -71,6 +77,7 @@ class FitResult:
     run_dir: Path | None
     device: torch.device
     data: str
+    compiled: CompileReport = field(default_factory=CompileReport)
 
     @property
     def elbo(self) -> float:
@@ -103,6 +110,7 @@ def fit(
     optimizer: Callable[..., Optimizer] | None = None,
     devices: int = 1,
     stream: bool | Literal["auto"] = "auto",
+    compile: bool | Literal["auto"] = "auto",
     checkpoint_every: int = 1,
     tensorboard: bool = True,
     callbacks: Sequence[Callback] = (),
@@ -142,6 +150,9 @@ def fit(
         devices: number of processes, each with a device of its own (several CPU processes for trying it out); their
             gradients are averaged. Scripts need ``if __name__ == "__main__":`` then.
         stream: True leaves the data where they are and copies each batch; "auto" does so where they do not fit.
+        compile: True makes one compiled graph of the whole step (`CompiledSVI`'s), for one process; "auto" does so on a
+            GPU, and on a CPU where so many steps are planned that compiling pays. The numbers of a compiled run are
+            reproduced by its seed, and are others than the eager run's; a resumed run goes on as it was started.
         checkpoint_every: epochs between checkpoints; one is always written at the end.
         tensorboard: whether event files are written beside metrics.csv.
         callbacks: called with an `EpochEnd` after each epoch; one that returns True stops the run.
@@ -189,6 +200,8 @@ def fit(
     _whole("checkpoint_every", checkpoint_every, 1)
     _check_settings(settings, objective, train_data, held_out)
     where = resolve_device(device)
+    if not isinstance(compile, bool) and compile != "auto":
+        raise choose("compile", compile, ("auto", "True", "False"))
     _check_devices(settings.devices, where, device)
     if not isinstance(stream, bool) and stream != "auto":
         raise choose("stream", stream, ("auto", "True", "False"))
@@ -200,6 +213,14 @@ def fit(
         raise InputError("resume=True needs run_dir, the folder of the run to go on with")
     if folder is not None:
         check_folder(folder, resume, overwrite)
+    if compile == "auto":
+        compile = _was_compiled(folder) if resume and folder is not None else _pays(settings, train_data, where)
+    if compile and settings.devices > 1:
+        raise InputError(
+            f"compile=True and devices={settings.devices} exclude each other: processes exchange gradients in the "
+            "middle of a step; use compile=False"
+        )
+    settings = replace(settings, compiled=compile)
 
     job = Job(
         model=model,
@@ -248,7 +269,21 @@ def fit(
         run_dir=folder,
         device=where,
         data=train_data.description,
+        compiled=outcome.compiled,
     )
+
+
+def _pays(settings: Settings, data: Data, device: torch.device) -> bool:
+    """Whether compiling is worth its seconds: always on a GPU, on a CPU for many steps."""
+    if settings.devices > 1:
+        return False
+    steps = settings.epochs * (len(data) // settings.batch_size)
+    steps *= 1 + settings.guide_steps if settings.schedule == "alternating" else 1
+    return device.type == "cuda" or steps >= COMPILE_PAYS
+
+
+def _was_compiled(folder: Path) -> bool:
+    return bool(read_run(folder).get("training", {}).get("compiled", False))
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -24,6 +24,7 @@ from .checkpoint import (
     random_state,
     seed_generators,
 )
+from .compiled import CompiledStep, CompileReport
 from .errors import NonFiniteLossError, RunError
 from .folder import CHECKPOINTS, start_run
 from .loader import Data, Loader, fingerprint
@@ -64,6 +65,7 @@ class Settings:
     optimizer: str
     precision: str
     devices: int
+    compiled: bool = False
 
 
 class EpochEnd(NamedTuple):
@@ -119,6 +121,7 @@ class Outcome:
     seconds: float
     stopped: Stopped
     best_epoch: int | None
+    compiled: CompileReport = field(default_factory=CompileReport)
 
 
 class _Loss(nn.Module):
@@ -189,12 +192,19 @@ class Trainer:
         self.best_epoch: int | None = None
         self.best_weights: dict[str, Tensor] | None = None
 
+        # a process among several exchanges gradients in the middle of its step, which no graph of ours spans
+        compiling = self.settings.compiled and self.world == 1
+        self.compiled = CompiledStep(
+            self.loss, self.optimizer, self.settings.clip, "inductor" if compiling else "none", "fit", guard=True
+        )
         self.updates: list[_Update] = []
         self.look_every = 1
         self.skip: Tensor | None = None
         # Reading a loss waits for the GPU. Optimizers that can skip an update by a flag on the device (what loss
         # scaling uses) leave all parameters as they were at the first bad loss, so that it may be looked for later.
-        if self.device.type == "cuda" and getattr(self.optimizer, "_step_supports_amp_scaling", False):
+        if self.device.type == "cuda" and compiling:
+            self.look_every = _LOOK_EVERY  # the graph itself takes back an update whose loss was bad
+        elif self.device.type == "cuda" and getattr(self.optimizer, "_step_supports_amp_scaling", False):
             self._look_later(_LOOK_EVERY)
 
     # --- the loop -----------------------------------------------------------------------------------------------
@@ -240,7 +250,8 @@ class Trainer:
                 self.logs.close()
         if settings.patience is not None and stopped != "interrupted" and self.best_weights is not None:
             self._load_weights(self.best_weights)
-        return Outcome(self.history, self.epoch, self.step, self.seconds(), stopped, self.best_epoch)
+        report = self.compiled.report
+        return Outcome(self.history, self.epoch, self.step, self.seconds(), stopped, self.best_epoch, report)
 
     def seconds(self) -> float:
         """Spent in training, before a resumption too."""
@@ -250,9 +261,11 @@ class Trainer:
         """The tensors of model, guide and objective, under "model.", "guide.", "objective."."""
         return dict(self.loss.state_dict())
 
-    def _run_epoch(self, update: Callable[[float], None]) -> bool:
+    def _run_epoch(self, update: Callable[..., None]) -> bool:
         """The rest of an epoch's steps; returns whether the run was asked to stop."""
         began = shown = time.perf_counter()
+        if self.compiled.compiler.backend != "none" and not self.compiled.report.graphs:
+            update(self.epoch, "compiling")
         asked = self._asked_to_stop()
         for batch in () if asked else self.loader.epoch(self.epoch, self.step_in_epoch):
             logs = self._step(batch)
@@ -333,6 +346,10 @@ class Trainer:
     def _update(self, batch: Batch, parameters: list[nn.Parameter]) -> Tensor:
         """One gradient step of some parameters; returns the logs' batch means."""
         noise = random_state(self.device)
+        if self.compiled.compiler.backend != "none":
+            logs = self.compiled(batch, part=self._part(parameters))
+            self._watch(_Update(self.step, self.step_in_epoch, batch, noise, logs[0]))
+            return logs
         for p in self.trained:
             p.grad = None
         loss, logs = self.module(batch)
@@ -352,6 +369,13 @@ class Trainer:
         self.optimizer.step()
         out: Tensor = logs
         return out
+
+    def _part(self, parameters: list[nn.Parameter]) -> slice | None:
+        """Where some parameters lie among all that are trained."""
+        if parameters is self.trained:
+            return None
+        start = next(k for k, p in enumerate(self.trained) if p is parameters[0])
+        return slice(start, start + len(parameters))
 
     def _validate(self, data: Data) -> dict[str, float]:
         """Means over the validation data, with the same noise after every epoch."""

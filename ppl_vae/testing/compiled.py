@@ -48,13 +48,12 @@ def check_compiled(
     from torch._inductor import config
 
     double = dtype == torch.float64
-    batch = batch._replace(
-        **{
-            name: field.to(dtype)
-            for name, field in batch._asdict().items()
-            if isinstance(field, Tensor) and field.is_floating_point()
-        }
-    )
+    fields: dict[str, Any] = {
+        name: field.to(dtype)
+        for name, field in batch._asdict().items()
+        if isinstance(field, Tensor) and field.is_floating_point()
+    }
+    batch = batch._replace(**fields)
     devices = list({p.device for p in model.parameters() if p.device.type == "cuda"})
     results: list[tuple[Tensor, Tensor, Any]] = []
     with torch.random.fork_rng(devices=devices), config.patch(fallback_random=True):
