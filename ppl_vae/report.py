@@ -124,17 +124,16 @@ def comparison_table(rows: Sequence[Row], differences: Sequence[Difference], abo
     """A row a guide, and below it a row for each difference; the caption says of what the numbers are."""
     table = Table(box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False, show_edge=False, collapse_padding=True)
     # numbers may break before their errors on a narrow screen, names may not
-    names = [*(row.name for row in rows), *(f"− {each.less}" for each in differences)]
-    table.add_column("guide", overflow="fold", min_width=min(24, max(map(len, names), default=0)))
+    table.add_column("guide", no_wrap=True)
     for name, unit in (
         ("ELBO", "nats"),
         ("KL", "nats"),
         (about.log_px, "nats"),
         ("ESS", ""),
-        ("k̂ > 0.7", "of data"),
+        ("k̂>0.7", "data"),
         ("active", "units"),
         ("para-", "meters"),
-        ("train", "s"),
+        ("sec.", ""),
     ):
         table.add_column(f"{name}\n{unit}", justify="right", overflow="fold")
     for row in rows:
@@ -148,7 +147,7 @@ def comparison_table(rows: Sequence[Row], differences: Sequence[Difference], abo
     failed = [f"{row.name} failed: {row.error}" for row in rows if row.error is not None]
     lines = [] if some is None else [_caption(some, about)]
     if differences:
-        lines.append("Differences are paired, ± their standard error over the data.")
+        lines.append("Differences are paired, ± their standard error over the data. Seconds are of training.")
     table.caption = Text("\n".join(lines + failed))
     return table
 
@@ -231,8 +230,8 @@ def _cells(row: Row) -> list[str]:
         *(plus_minus(each.mean, each.se) for each in (e.elbo, e.kl, e.log_px)),
         f"{e.ess.mean:.0f}",
         f"{100 * e.khat_above:.1f}%",
-        f"{e.active_units.count} of {_units(e)}",
-        f"{e.parameters['total']:,}",
+        f"{e.active_units.count}/{_units(e)}",
+        str(e.parameters["total"]),
         "–" if row.seconds is None else f"{row.seconds:.1f}",
     ]
 
@@ -248,8 +247,8 @@ def _small(value: float) -> str:
 def _caption(e: Evaluation, about: About) -> str:
     likelihood = f" Likelihood: {about.likelihood}." if about.likelihood else ""
     return (
-        f"{e.data}: {e.n} data, {e.particles} particles each. Nats per datum, ± Monte Carlo standard error."
-        f"{likelihood} {about.log_px} by importance sampling from the guide, with an effective sample size (ESS) of "
-        f"{e.particles} at best; not to be relied on where k̂ > 0.7. Active: Var E[z | x] > {e.active_units.threshold:g}. "
-        f"On {about.device}."
+        f"{e.data}: {e.n} data, {e.particles} particles each. Nats per datum, ± Monte Carlo standard error.{likelihood}"
+        f" {about.log_px} by importance sampling from the guide, with an effective sample size (ESS) of {e.particles} "
+        "at best; not to be relied on where k̂ > 0.7. Active units: "
+        f"Var E[z | x] > {e.active_units.threshold:g}. On {about.device}."
     )

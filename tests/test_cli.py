@@ -415,7 +415,8 @@ def test_compare_of_a_table_draws_its_columns(folder: Path) -> None:
 
 
 def test_the_command_reaches_the_figures_that_the_readme_states(folder: Path) -> None:
-    """`ppl-vae compare` as it is, 200 epochs: log p(x) -22.20 and -22.19, ELBO -22.56 and -22.49 nats a datum."""
+    """`ppl-vae compare` as it is. Mean-field and full-rank reach an ELBO of -22.56 and -22.49, a log p(x) of -22.20 and
+    -22.20 nats a datum; over five seeds these range over 0.05."""
     done = good("compare")
     results = json.loads((folder / "runs" / "compare" / "results.json").read_text())
     assert results["settings"]["epochs"] == 200
@@ -424,16 +425,15 @@ def test_the_command_reaches_the_figures_that_the_readme_states(folder: Path) ->
         test = row["test"]
         assert test["data"] == "digits test, fixed binarization (seed 777)"
         assert test["particles"] == 1000
-        # an independent Bernoulli a pixel has -27.5; initial weights move the numbers by some hundredths
-        assert test["log_px"]["mean"] > -22.35
-        assert test["elbo"]["mean"] > -22.70
+        # independent pixels reach -27.5
+        assert test["log_px"]["mean"] > -22.3
+        assert test["elbo"]["mean"] > -22.65
         assert test["log_px"]["se"] < 0.01
-        assert test["active_units"]["count"] >= 5
+        assert test["active_units"]["count"] >= 4
         assert test["khat"]["above"] < 0.15
     (difference,) = results["differences"]
-    # the family that holds the other does not do worse
-    assert difference["elbo"]["mean"] > -2 * difference["elbo"]["data_se"]
-    assert "full-rank" in done.out
+    assert difference["elbo"]["mean"] > -0.1
+    assert f"{results['rows'][0]['test']['elbo']['mean']:.3f}" in done.out
 
 
 # --- what cannot be done ---------------------------------------------------------------------------------------------

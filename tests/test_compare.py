@@ -326,6 +326,12 @@ def test_bad_arguments_are_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_full_rank_is_no_worse_than_mean_field_over_five_seeds() -> None:
+    differences = torch.tensor([compare(seed=seed).differences[0].elbo.mean for seed in range(5)])
+    assert differences.mean() > -2 * differences.std() / math.sqrt(5)
+
+
 def test_a_picture_row_has_as_many_of_each_class() -> None:
     digits = load("digits").test
     assert pictures_for(digits) == 10

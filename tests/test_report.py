@@ -63,9 +63,9 @@ def test_a_comparison_has_a_row_a_guide_and_a_row_a_difference(judged: SimpleNam
     shown = text(comparison_table(rows, [difference], About.of(judged.ready.model)))
     lines = shown.splitlines()
     first = next(line for line in lines if line.startswith("mean-field"))
-    for wanted in (plus_minus(e.elbo.mean, e.elbo.se), plus_minus(e.kl.mean, e.kl.se), "12.3", "of 2"):
+    for wanted in (plus_minus(e.elbo.mean, e.elbo.se), plus_minus(e.kl.mean, e.kl.se), "12.3", "/2 "):
         assert wanted in first
-    assert f"{e.parameters['total']:,}" in first
+    assert str(e.parameters["total"]) in first
     below = next(line for line in lines if line.startswith("full-rank ") and "+" in line)
     assert lines[lines.index(below) + 1].startswith("− mean-field")
     assert "+0.50 ± 0.02" in below
