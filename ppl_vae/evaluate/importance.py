@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..batch import Batch
+from ..compiled import CompiledFunction
 from ..errors import InputError
 from ..objectives.base import check_particles
 from ..psis import RELIABLE, khat_from_largest, tail_length
@@ -107,6 +108,7 @@ def log_marginal(
     *,
     seed: int | None = None,
     progress: Progress | None = None,
+    compile: bool = False,
 ) -> LogMarginal:
     r"""log p(x) of every datum by importance sampling from the guide.
 
@@ -123,6 +125,8 @@ def log_marginal(
         chunk: pairs of a particle and a datum at once; None: as many as a fixed amount of memory holds.
         seed: of random numbers of its own, leaving the default generator as it is; None: from the default generator.
         progress: called as the weights are computed.
+        compile: compile what is done with a whole piece, as `CompiledSVI` does a step; worth its seconds for millions
+            of weights. What is left over at the ends runs eagerly.
 
     Returns:
         `LogMarginal`, on the CPU in float64.
@@ -133,7 +137,8 @@ def log_marginal(
     """
     with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
         source = Source(data, model, guide)
-        (weights,) = _scan(model, guide, source, particles, chunk, progress, (lambda: _WeightSums(particles),))
+        sums = (lambda: _WeightSums(particles),)
+        (weights,) = _scan(model, guide, source, particles, chunk, progress, sums, compile)
     return _log_marginal(weights, particles, source)
 
 
@@ -160,11 +165,17 @@ def elbo(
 
 
 def marginal_and_bound(
-    model: Program, guide: Program, source: Source, particles: int, chunk: int | None, progress: Progress | None
+    model: Program,
+    guide: Program,
+    source: Source,
+    particles: int,
+    chunk: int | None,
+    progress: Progress | None,
+    compile: bool = False,
 ) -> tuple[LogMarginal, Bound]:
     """Both from the same draws, for callers that hold an `evaluation`."""
     make = (lambda: _WeightSums(particles), _BoundSums)
-    weights, terms = _scan(model, guide, source, particles, chunk, progress, make)
+    weights, terms = _scan(model, guide, source, particles, chunk, progress, make, compile)
     return _log_marginal(weights, particles, source), Bound(**terms, particles=particles, data=source.description)
 
 
@@ -188,8 +199,24 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
     return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
 
 
+class _Scores(nn.Module):
+    """The pair as a module that scores draws: (3, K, N), log w, the bound's term and log p(x | z) of each particle."""
+
+    def __init__(self, model: Program, guide: Program) -> None:
+        super().__init__()
+        for name, program in (("model", model), ("guide", guide)):
+            if isinstance(program, nn.Module):
+                self.add_module(name, program)
+        self.programs = (model, guide)
+
+    def forward(self, batch: Batch, count: int) -> tuple[None, Tensor]:
+        w = log_weights(*self.programs, batch, particles=count)
+        terms = [_per_particle(w), _expected(w, w.log_w), _expected(w, w.log_likelihood)]
+        return None, torch.stack([term.expand(w.particles, w.size) for term in terms])
+
+
 class _Sums(Protocol):
-    def update(self, w: LogWeights) -> None: ...
+    def update(self, scores: Tensor) -> None: ...
 
     def finish(self) -> dict[str, Tensor]: ...
 
@@ -205,8 +232,8 @@ class _WeightSums:
         self.shift = self.largest = torch.empty(0)
         self.eps = 0.0
 
-    def update(self, w: LogWeights) -> None:
-        log_w = _per_particle(w)
+    def update(self, scores: Tensor) -> None:
+        log_w = scores[0]
         self.eps = max(self.eps, torch.finfo(log_w.dtype).eps)
         log_w = log_w.double()
         first = self.moments.count == 0
@@ -235,20 +262,11 @@ class _BoundSums:
     def __init__(self) -> None:
         self.moments = {name: Moments() for name in ("elbo", "kl", "log_likelihood")}
 
-    def update(self, w: LogWeights) -> None:
-        log_w = w.log_w
-        for name, value in (
-            ("elbo", log_w),
-            ("kl", w.log_likelihood - log_w),
-            ("log_likelihood", w.log_likelihood),
-        ):
-            value = value.double()
-            if w.enumerated:
-                # a class of probability 0 counts nothing, whatever its weight
-                q = w.log_q_enumerated.double().exp()
-                value = torch.where(q > 0, q * value, 0.0)
-                value = value.sum(tuple(range(value.dim() - 2)))
-            self.moments[name].update(value.expand(w.particles, w.size))
+    def update(self, scores: Tensor) -> None:
+        _, bound, log_likelihood = scores.double()
+        terms = {"elbo": bound, "kl": log_likelihood - bound, "log_likelihood": log_likelihood}
+        for name, value in terms.items():
+            self.moments[name].update(value)
 
     def finish(self) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
@@ -263,7 +281,15 @@ def _per_particle(w: LogWeights) -> Tensor:
     log_w = w.log_w
     if w.enumerated:
         log_w = (log_w + w.log_q_enumerated).logsumexp(tuple(range(log_w.dim() - 2)))
-    return log_w.expand(w.particles, w.size)
+    return log_w
+
+
+def _expected(w: LogWeights, value: Tensor) -> Tensor:
+    """Expectation over enumerated classes, (K, N); a class of probability 0 counts nothing, whatever its value."""
+    if not w.enumerated:
+        return value
+    q = w.log_q_enumerated.exp()
+    return torch.where(q > 0, q * value, 0.0).sum(tuple(range(value.dim() - 2)))
 
 
 def _scan(
@@ -274,24 +300,25 @@ def _scan(
     chunk: int | None,
     progress: Progress | None,
     make: tuple[Callable[[], _Sums], ...],
+    compile: bool = False,
 ) -> list[dict[str, Tensor]]:
     """Draw and score all particles of all data, some at a time; each of `make`'s sums, concatenated over the data."""
 
-    def weights(batch: Batch, count: int) -> LogWeights:
-        return log_weights(model, guide, batch, particles=count)
-
+    scores = _Scores(model, guide)
     check_particles(particles)
     source.check(model, guide)
-    size = chunk_for(weights, source, particles, chunk)
+    size = chunk_for(scores, source, particles, chunk)
+    compiled = CompiledFunction(scores, "inductor" if compile else "none", "the evaluation")
     results: list[list[dict[str, Tensor]]] = [[] for _ in make]
     done = 0
     for start, stop in spans(source.size, size.rows):
         batch = source.batch(start, stop)
         sums = [new() for new in make]
         for a, b in spans(particles, size.particles):
-            w = weights(batch, b - a)
+            whole = compile and (stop - start, b - a) == tuple(size)
+            found = compiled(batch, b - a) if whole else scores(batch, b - a)[1]
             for each in sums:
-                each.update(w)
+                each.update(found)
             done += (b - a) * (stop - start)
             if progress is not None:
                 progress(done, source.size * particles)

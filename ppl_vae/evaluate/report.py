@@ -103,6 +103,7 @@ def evaluate(
     draws: int = 100,
     seed: int | None = None,
     progress: Progress | None = None,
+    compile: bool = False,
 ) -> Evaluation:
     """Everything of this package for one pair and one set of data; the bound and log p(x) are of the same draws.
 
@@ -114,7 +115,7 @@ def evaluate(
     began = time.perf_counter()
     with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
         source = Source(data, model, guide)
-        marginal, bound = marginal_and_bound(model, guide, source, particles, chunk, progress)
+        marginal, bound = marginal_and_bound(model, guide, source, particles, chunk, progress, compile)
         units = count_active(encoding_of(model, guide, source, draws, chunk), threshold=0.01)
         try:
             kl = kl_by_dimension_of(model, guide, source, chunk)
