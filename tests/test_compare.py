@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from PIL import Image
 from rich.console import Console
 
 from ppl_vae import plots
 from ppl_vae.batch import Batch
-from ppl_vae.compare import Comparison, compare, of_each_class, pictures_for
+from ppl_vae.compare import Comparison, _groups, compare, of_each_class, pictures_for
 from ppl_vae.data import DataSet, load
 from ppl_vae.diagnose import from_netcdf, summary
 from ppl_vae.errors import InputError
@@ -139,6 +140,17 @@ def test_draws_of_all_guides_are_one_arviz_file(written: tuple[Comparison, Path]
     assert not np.array_equal(z.sel(guide="mean-field"), z.sel(guide="full-rank"))
     table = summary(data.isel(datum=[0], z_dim=[0]) if hasattr(data, "isel") else data, var_names=["z"])
     assert len(table) == 2
+
+
+def test_groups_of_both_generations_of_arviz(written: tuple[Comparison, Path]) -> None:
+    data = from_netcdf(written[1] / "comparison.nc")
+    groups = _groups(data)
+    assert {"posterior", "prior", "posterior_predictive", "log_likelihood", "observed_data"} <= groups.keys()
+    tree = xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})  # what ArviZ 1.x has
+    again = _groups(tree)
+    assert again.keys() == groups.keys()
+    assert all(isinstance(group, xr.Dataset) for group in again.values())
+    xr.testing.assert_identical(again["posterior"], groups["posterior"])
 
 
 def test_each_run_opens_and_gives_the_same_numbers(written: tuple[Comparison, Path]) -> None:
