@@ -139,6 +139,15 @@ EvalParticles = Annotated[int, typer.Option(help="Draws a datum, in the evaluati
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel=_MACHINE)]
 Devices = Annotated[int, typer.Option(help="Number of processes, each on a device.", rich_help_panel=_MACHINE)]
 Precision = Annotated[str, typer.Option(help="32, bf16.", rich_help_panel=_MACHINE)]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="One compiled graph of the whole step. (default: where it pays)",
+        rich_help_panel=_MACHINE,
+        show_default=False,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.", rich_help_panel=_OUTPUT)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
 RunDataDir = Annotated[
@@ -298,6 +307,7 @@ def compare(
     device: Device = "auto",
     devices: Devices = 1,
     precision: Precision = "32",
+    compile: Compile = None,
     out: Annotated[Path, typer.Option(help="A folder for the results.", rich_help_panel=_OUTPUT)] = RUNS / "compare",
     overwrite: Overwrite = False,
 ) -> None:
@@ -362,6 +372,7 @@ def train(
     device: Device = "auto",
     devices: Devices = 1,
     precision: Precision = "32",
+    compile: Compile = None,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -281,6 +281,9 @@ def compare(
     with _staged(target) as folder, display(progress) as shows, first.threads():
         with _timed(seconds, "train"):
             _train_all(comparison, folder, shows)
+        compiling = sum(c.fitted.compiled.compile_seconds for c in contenders if c.fitted is not None)
+        seconds["compile"] += compiling
+        seconds["train"] -= compiling
         with _timed(seconds, "evaluate"):
             _evaluate_all(comparison, shows)
         if folder is not None and target is not None:
@@ -397,6 +400,11 @@ def _row_json(contender: Contender) -> dict[str, Any]:
             "seconds": fitted.seconds,
             "stopped": fitted.stopped,
             "best_epoch": fitted.best_epoch,
+            "compiled": {
+                "graphs": len(fitted.compiled.graphs),
+                "seconds": fitted.compiled.compile_seconds,
+                "eager": fitted.compiled.fallbacks,
+            },
             "last_epoch": {k: finite(v) for k, v in fitted.history[-1].items()} if fitted.history else None,
         },
         "test": None if evaluation is None else evaluation.to_json(),

@@ -52,6 +52,7 @@ class Recipe:
         batch_size: None: 128, or all the data where these are fewer.
         lr, lr_schedule, schedule, guide_steps, warmup, clip, precision, seed, device, devices: see `fit`.
         patience: with it a tenth of the training data is held out, and training stops when they get no better.
+        compile: see `fit`; None: where it pays.
         beta, alpha, particles: of the objective; None: its own default.
         data_dir, download: see `ppl_vae.data.load`.
     """
@@ -81,6 +82,7 @@ class Recipe:
     seed: int = 0
     device: str = "auto"
     devices: int = 1
+    compile: bool | None = None
     data_dir: str = "data"
     download: bool = True
 
@@ -183,6 +185,7 @@ class Ingredients:
             clip=r.clip,
             lr_schedule=r.lr_schedule,
             devices=r.devices,
+            compile="auto" if r.compile is None else r.compile,
             checkpoint_every=max(1, r.epochs // CHECKPOINTS),
             callbacks=callbacks,
             progress=progress,

@@ -145,9 +145,9 @@ def comparison_table(rows: Sequence[Row], differences: Sequence[Difference], abo
         table.add_row(f"{each.guide}\n− {each.less}", *numbers)
     some = next((row.evaluation for row in rows if row.evaluation is not None), None)
     failed = [f"{row.name} failed: {row.error}" for row in rows if row.error is not None]
-    lines = [] if some is None else [_caption(some, about)]
+    lines = [] if some is None else [f"{_caption(some, about)} Seconds are of training and compiling."]
     if differences:
-        lines.append("Differences are paired, ± their standard error over the data. Seconds are of training.")
+        lines.append("Differences are paired, ± their standard error over the data.")
     table.caption = Text("\n".join(lines + failed))
     return table
 

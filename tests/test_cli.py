@@ -223,6 +223,7 @@ def test_resume_goes_on_and_needs_no_settings(folder: Path) -> None:
         ["--binarize", "none", "--patience", "1", "--lr-schedule", "constant"],
         ["--binarize", "fixed", "--network", "residual", "--precision", "bf16"],
         ["--binarize", "threshold", "--network", "conv"],
+        ["--device", "cpu", "--seed", "3"],
     ],
 )
 def test_options_reach_the_training(options: list[str], folder: Path) -> None:
