@@ -28,6 +28,7 @@ from .loader import Data, as_data
 from .networks import Condition, set_precision
 from .objectives import ELBO, Objective
 from .processes import launch
+from .threads import few_threads
 from .trainer import Callback, EpochEnd, Job, Schedule, Settings, Stopped
 
 __all__ = ["Callback", "EpochEnd", "FitResult", "fit", "resolve_device"]
@@ -250,7 +251,8 @@ def fit(
         part.to(where if settings.devices == 1 else "cpu")
         set_precision(part, precision)
     try:
-        outcome = launch(job, where)
+        with few_threads(*parts):
+            outcome = launch(job, where)
     finally:
         for part in parts:
             part.to(where)

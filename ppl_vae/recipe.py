@@ -22,6 +22,7 @@ from .fit import Callback, FitResult, fit, resolve_device
 from .likelihoods import likelihoods
 from .objectives import Objective
 from .runs import run_config
+from .threads import few_threads
 
 __all__ = ["Ingredients", "Recipe", "load_plain", "prepare"]
 
@@ -32,8 +33,6 @@ DATA_SEEN = 3_000_000
 
 VALIDATION_SHARE = 0.1
 CHECKPOINTS = 20
-SMALL = 1_000_000
-"""Parameters below which the matrix products of a dense pair are too small to be shared between threads."""
 
 
 @dataclass(frozen=True)
@@ -137,16 +136,9 @@ class Ingredients:
 
     @contextmanager
     def threads(self) -> Iterator[None]:
-        """A block with one CPU thread if the pair is small: several then wait for each other most of the time, and on a
-        busy machine take ten times as long."""
-        size = sum(p.numel() for part in (self.model, self.guide) for p in part.parameters())
-        before = torch.get_num_threads()
-        try:
-            if self.recipe.network == "mlp" and size < SMALL:
-                torch.set_num_threads(1)
+        """A block with one CPU thread if the pair is small, see `few_threads`."""
+        with few_threads(self.model, self.guide):
             yield
-        finally:
-            torch.set_num_threads(before)
 
     def train(
         self,
