@@ -129,8 +129,12 @@ def compile_flat(
     if backend == "graph":
         return graph, Graph(inputs, nodes, traced - started, 0.0)
     from torch import _inductor  # as a name of its own: `import torch._inductor` would make `torch` a local one
+    from torch._inductor import config
 
-    with warnings.catch_warnings():
+    # On a CPU torch's own generators are vectorized and the compiler's are not, ten times slower a number; and the
+    # compiled run then draws what the eager one does. On a GPU noise is made inside of the kernels.
+    options = {"fallback_random": True} if all(t.device.type == "cpu" for t in flat) else {}
+    with warnings.catch_warnings(), config.patch(options):
         warnings.simplefilter("ignore")  # the compiler's own advice is not the user's
         # the compiler itself, without Dynamo: shapes are fixed by our own key, so a call needs no guards
         compiled = _inductor.compile(graph, list(flat))
@@ -290,12 +294,15 @@ class CompiledStep:
                 for rule, group in zip(self.rules, groups, strict=False):
                     with _guarded([group.steps], good):
                         group.steps.add_(1.0)
-                    factors = rule.factors(group.lr, group.steps[0].double()) if group.names else ()
+                    if not group.names:
+                        continue
+                    factors = rule.factors(group.lr, group.steps[0].double())
+                    held = {dtype: _held(factors, dtype) for dtype in {parameters[name].dtype for name in group.names}}
                     for name, slots, grad in zip(group.names, group.slots, grads[start:], strict=False):
                         if grad is not None:
                             p = parameters[name].detach()
                             with _guarded([p, *slots.values()], good):
-                                rule.update(p, grad, slots, factors)
+                                rule.update(p, grad, slots, held[p.dtype])
                     start += len(group.names)
             return (aux.detach(),)
 
@@ -394,6 +401,12 @@ def clip_norm(grads: Sequence[Tensor | None], largest: float) -> list[Tensor | N
     norm = torch.stack(squares).sum().sqrt()
     factor = (largest / (norm + 1e-6)).clamp(max=1.0)
     return [None if g is None else g * factor for g in grads]
+
+
+def _held(factors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Numbers that the compiler computes once. Left to itself it would put their powers, in float64, into the loop over
+    a parameter's elements, and that loop takes four times as long; a cumulative sum it calls as a whole."""
+    return torch.stack(list(factors)).to(dtype).unsqueeze(-1).cumsum(-1).squeeze(-1).unbind()
 
 
 @contextmanager
