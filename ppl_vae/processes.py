@@ -18,6 +18,7 @@ import torch
 from torch.multiprocessing.spawn import ProcessException
 
 from .checkpoint import read_json, read_tensors, seed_generators, write_json, write_tensors
+from .compiled import CompileReport
 from .errors import InputError, NonFiniteLossError, RunError
 from .loader import mix
 from .trainer import Job, Outcome, Trainer
@@ -73,7 +74,8 @@ def _launch_several(fabric: Fabric, job: Job) -> Outcome:
                 "classes and functions, callbacks too, must be defined at the top of a module"
             ) from error
         weights = read_tensors(Path(answers) / "weights")
-        outcome = Outcome(**read_json(Path(answers) / "outcome"))
+        said = read_json(Path(answers) / "outcome")
+        outcome = Outcome(**{**said, "compiled": CompileReport(**said["compiled"])})
     for prefix, module in (("model.", job.model), ("guide.", job.guide), ("objective.", job.objective)):
         part = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
         module.load_state_dict(part)

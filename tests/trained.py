@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ppl_vae import Batch, NonFiniteLossError, guides, likelihoods, models, networks
 from ppl_vae.checkpoint import Checkpoint, Checkpoints
+from ppl_vae.compiled import CompileReport
 from ppl_vae.core import Guide
 from ppl_vae.data import DataSet
 from ppl_vae.fit import EpochEnd, FitResult, fit
@@ -225,6 +226,6 @@ if __name__ == "__main__":
         for name, options in given.items():
             if "rewind" in options:
                 rewind(folder / options.pop("rewind"), folder / name)
-            train(folder / name, **options)
+            assert isinstance(train(folder / name, **options).compiled, CompileReport)
     else:
         raise SystemExit(f"no mode {mode!r}")
