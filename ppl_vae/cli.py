@@ -403,7 +403,7 @@ def train(
     settings = _settings(ctx)
     recipe = Recipe().replace(**settings)
     folder = out or RUNS / recipe.title
-    check_folder(folder, resume, overwrite)
+    check_folder(folder, resume, overwrite, "out")
     saved = None
     if resume:
         saved = _saved_recipe(folder)
@@ -425,7 +425,7 @@ def train(
                 INTERRUPTED,
             )
         tell = shows.count("evaluate", len(test))
-        numbers = judge(fitted.model, fitted.guide, test, eval_particles, seed=seed, progress=tell)
+        numbers = judge(fitted.model, fitted.guide, test, eval_particles, seed=ready.recipe.seed, progress=tell)
     best = "" if fitted.best_epoch is None else f", the weights of epoch {fitted.best_epoch}"
     console = make_console()
     heading = f"{title}, {fitted.epochs} epochs in {fitted.seconds:.1f} s{best}"
@@ -629,6 +629,8 @@ def export(
 
     for name, value in (("data_points", data_points), ("draws", draws)):
         _particles(name, value)
+    if path.suffix.lower() != ".nc":
+        raise InputError(f"file={str(path)!r}: draws are written as netCDF, .nc")
     opened = _open(run, device)
     refuse_existing(path, overwrite)
     part = _part(opened, split, data_dir)

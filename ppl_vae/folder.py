@@ -19,8 +19,8 @@ TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 
 
-def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """See whether a run can be written to `folder`, or gone on with, changing nothing.
+def check_folder(folder: Path, resume: bool, overwrite: bool, argument: str = "run_dir") -> None:
+    """See whether a run can be written to `folder`, the value of `argument`, or gone on with, changing nothing.
 
     Raises:
         InputError: it is a file, holds an earlier run (without `overwrite`), or files that are no run's.
@@ -33,15 +33,15 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         Checkpoints(folder / CHECKPOINTS).latest()
         return
     if folder.is_symlink() and not folder.exists():
-        raise InputError(f"run_dir={str(folder)!r} is a link to nothing; give a folder")
+        raise InputError(f"{argument}={str(folder)!r} is a link to nothing; give a folder")
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"run_dir={str(folder)!r} is a file; give a folder")
+        raise InputError(f"{argument}={str(folder)!r} is a file; give a folder")
     if folder.exists() and any(folder.iterdir()):
         if not (folder / RUN).is_file():
-            raise InputError(f"run_dir={str(folder)!r} holds files that are no run's; give another folder")
+            raise InputError(f"{argument}={str(folder)!r} holds files that are no run's; give another folder")
         if not overwrite:
             raise InputError(
-                f"run_dir={str(folder)!r} holds an earlier run; go on with it by resume=True, replace it by "
+                f"{argument}={str(folder)!r} holds an earlier run; go on with it by resume=True, replace it by "
                 "overwrite=True (--resume, --overwrite), or give another folder"
             )
 
@@ -49,11 +49,12 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
 def start_run(folder: Path, record: Mapping[str, Any], resume: bool) -> None:
     """Make the folder, remove what an earlier run has written there and nothing else, and write run.json.
 
-    A run that goes on keeps everything; the training settings in run.json are replaced, since it may have been given
-    more epochs.
+    A run that goes on keeps everything; the training settings in run.json are replaced, and the recipe that they came
+    from, since it may have been given more epochs.
     """
     if resume:
-        write_json(folder / RUN, {**read_run(folder), "training": record["training"]})
+        renewed = {name: record[name] for name in ("training", "recipe") if name in record}
+        write_json(folder / RUN, {**read_run(folder), **renewed})
         return
     folder.mkdir(parents=True, exist_ok=True)
     # run.json last: until it is replaced the folder stays a run's, which overwrite=True may take

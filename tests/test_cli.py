@@ -183,7 +183,7 @@ def test_an_earlier_run_is_kept_unless_overwrite_is_given(folder: Path) -> None:
     before = contents(folder / "run")
     again = call("train", "--out", "run", "--seed", "1", *TINY)
     assert again.code == 2
-    assert "holds an earlier run" in again.message
+    assert again.message.startswith("out='run' holds an earlier run")
     assert "--overwrite" in again.message
     # what cannot be trained replaces nothing either
     assert call("train", "--out", "run", "--overwrite", *TINY, "--batch-size", "5000").code == 2
@@ -199,6 +199,8 @@ def test_resume_goes_on_and_needs_no_settings(folder: Path) -> None:
     good("train", "--out", "parts", "--resume", "--epochs", "2")
     whole, parts = open_run("whole"), open_run("parts")
     assert [row["epoch"] for row in parts.history] == [1.0, 2.0]
+    # the next resumption goes on to the epochs of this one
+    assert Recipe.from_json(parts.config["recipe"]).epochs == 2
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, parts.model.state_dict()[name])
     before = contents(folder / "parts")
@@ -358,6 +360,7 @@ def test_export_writes_what_arviz_opens(digits_run: Path, folder: Path) -> None:
         done = call("export", digits_run, "other.nc", option, "0")
         assert done.code == 2
         assert option.removeprefix("--").replace("-", "_") in done.message
+    assert call("export", digits_run, "draws.csv").message == "file='draws.csv': draws are written as netCDF, .nc"
     assert [path.name for path in folder.iterdir()] == ["posterior.nc"]
 
 
