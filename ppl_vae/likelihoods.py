@@ -480,8 +480,10 @@ class Poisson(_Counts):
 
 @likelihoods.register("negative-binomial")
 class NegativeBinomial(_Counts):
-    """Negative binomial counts: mean exp(log mean + output), a learned dispersion r for each element, variance
-    mean + mean²/r. For counts more spread than Poisson's."""
+    """Negative binomial counts, more spread than Poisson's: mean m = exp(log mean + output), variance m + m²/r.
+
+    The dispersion r is learned for each element.
+    """
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__(shape)

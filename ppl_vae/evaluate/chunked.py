@@ -131,8 +131,8 @@ def evaluation(*programs: Any, seed: int | None = None, device: torch.device | N
 
 @contextmanager
 def _seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise InputError(f"seed={seed!r} must be a whole number")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+        raise InputError(f"seed={seed!r} must be a whole number of 64 bits")
     cuda = _cuda(device)
     with torch.random.fork_rng(devices=cuda):
         # torch.manual_seed would seed the devices that are not forked, too
