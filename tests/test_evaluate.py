@@ -537,6 +537,11 @@ def test_samples_of_classes() -> None:
     assert log_marginal(model, guide, batch, 10).log_px.shape == (6,)
     with pytest.raises(InputError, match="needs y"):
         sample(model, 6)
+    # no class of the model: it would be taken for a missing label
+    for wrong in (torch.tensor([0, 1, 3, 0, 1, 2]), torch.tensor([0, 1, -2, 0, 1, 2])):
+        for call in (lambda y: sample(model, Batch(y=y)), lambda y: log_marginal(model, guide, batch._replace(y=y), 2)):
+            with pytest.raises(InputError, match=rf"y\[2\] is {wrong[2]}; this model has the classes 0 to 2"):
+                call(wrong)
     with pytest.raises(InputError, match="needs y"):
         log_marginal(model, guide, binary(6), 10)
 
@@ -619,6 +624,7 @@ def bad_calls() -> dict[str, tuple[Callable[[], object], str]]:
         "no particles": (lambda: log_marginal(oracle, q, x, 0), "particles=0"),
         "no chunk": (lambda: log_marginal(oracle, q, x, 5, chunk=0), "chunk=0"),
         "seed": (lambda: log_marginal(oracle, q, x, 5, seed=0.5), "seed=0.5"),  # type: ignore[arg-type]
+        "a large seed": (lambda: log_marginal(oracle, q, x, 5, seed=2**64), "seed=18446744073709551616 must be"),
         "no x": (lambda: log_marginal(oracle, q, Batch(n=3), 5), "holds no data"),
         "a list": (lambda: log_marginal(oracle, q, [1.0], 5), "list"),  # type: ignore[arg-type]
         "NaN": (lambda: log_marginal(oracle, q, broken, 5), r"x\[2, 1\] is nan"),

@@ -14,6 +14,7 @@ from ..batch import Batch
 from ..data import DataSet
 from ..errors import InputError
 from ..likelihoods import Likelihood
+from ..networks import Condition
 from ..validation import validation
 from ..weights import Program, check_pair
 
@@ -48,7 +49,8 @@ class Source:
         model, guide: whose device the batches go to; a model with a `likelihood` has x checked against its support.
 
     Raises:
-        InputError: there is no x, or x has a value outside of the support (NaN is outside of every one).
+        InputError: there is no x, x has a value outside of the support (NaN is outside of every one), or y a label
+            that is no class of the model.
     """
 
     def __init__(self, data: Data, model: Program, guide: Program) -> None:
@@ -69,6 +71,8 @@ class Source:
             raise InputError(f"data is a {type(data).__name__}; give a DataSet, a Batch or a tensor x of shape (N, *D)")
         likelihood = getattr(model, "likelihood", None)
         self.likelihood = likelihood if isinstance(likelihood, Likelihood) else None
+        if isinstance(condition := getattr(model, "condition", None), Condition):
+            condition.check(Batch(y=self.data.y))
         self.device = device_of(model, guide)
 
     def batch(self, start: int, stop: int) -> Batch:

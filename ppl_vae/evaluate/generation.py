@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..errors import InputError
+from ..networks import Condition
 from ..objectives.base import check_particles
 from ..weights import Program, particle_plate
 from .chunked import Data, Source, chunk_for, device_of, evaluation, spans
@@ -38,11 +39,16 @@ def sample(model: Program, batch: int | Batch, *, seed: int | None = None) -> Sa
 
     Returns:
         `Samples`, on the CPU.
+
+    Raises:
+        InputError: no number of samples, a label that is no class of the model.
     """
     if not isinstance(batch, Batch):
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise InputError(f"batch={batch!r} generates nothing; give a number, 1 or more, or a Batch of conditions")
         batch = Batch(n=batch)
+    if isinstance(condition := getattr(model, "condition", None), Condition):
+        condition.check(batch)
     device = device_of(model)
     if device is not None:
         batch = batch.to(device)
