@@ -45,8 +45,8 @@ class ELBO(Objective):
         kl_weight: a buffer, 1; a warm-up lowers it for the first epochs, the loss takes β · kl_weight.
 
     Raises:
-        InputError: β negative or not finite, an unknown `kl`; at the first call, a pair that breaks a rule, or for
-            "analytic" a site without closed form or visited in another order.
+        InputError: β negative or not finite, an unknown `kl`, a `data_size` that is none; at the first call, a pair
+            that breaks a rule, or for "analytic" a site without closed form or visited in another order.
 
     References:
         Kingma and Welling, Auto-encoding variational Bayes, ICLR 2014 (https://arxiv.org/abs/1312.6114).
@@ -61,6 +61,8 @@ class ELBO(Objective):
             raise InputError(f"beta={beta!r} must be a number, 0 or more")
         if kl not in ("auto", "analytic", "monte-carlo"):
             raise choose("kl", kl, ("auto", "analytic", "monte-carlo"))
+        if data_size is not None and (not isinstance(data_size, int) or isinstance(data_size, bool) or data_size < 1):
+            raise InputError(f"data_size={data_size!r} must be a whole number, 1 or more, or None")
         self.beta = float(beta)
         self.kl = kl
         self.data_size = data_size

@@ -311,6 +311,12 @@ def test_beta_is_a_number_from_zero(beta: object) -> None:
         ELBO(beta)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("size", [0, -3, 2.5, True, "5"])
+def test_the_number_of_data_is_a_whole_number_from_one(size: object) -> None:
+    with pytest.raises(ValueError, match=f"data_size={size!r} must be a whole number, 1 or more"):
+        ELBO(data_size=size)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("particles", [0, -3, 1.0, 2.5, True, "5", None])
 @pytest.mark.parametrize(
     "make",
