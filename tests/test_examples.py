@@ -6,9 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -18,6 +23,25 @@ every_example = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.
 
 def docstring(path: Path) -> str:
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
+@contextmanager
+def gradients() -> Iterator[dict[torch.Tensor, bool]]:
+    """Looks at every gradient that a torch optimizer is given: all are finite. For each parameter, whether one of them
+    was not 0 throughout."""
+    found: dict[torch.Tensor, bool] = {}
+
+    def look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            gradient = parameter.grad
+            assert gradient is None or bool(gradient.isfinite().all())
+            found[parameter] = found.get(parameter, False) or (gradient is not None and bool(gradient.any()))
+
+    handle = register_optimizer_step_pre_hook(look)
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def test_all_examples_are_there() -> None:
@@ -50,7 +74,10 @@ def test_smoke(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.main(["--smoke", "--out", str(tmp_path)])
+    with gradients() as found:
+        module.main(["--smoke", "--out", str(tmp_path)])
+    assert found
+    assert all(found.values())
     assert re.search(r"\d", capsys.readouterr().out)
     for picture in re.findall(r"\w+\.png", docstring(path)):
         assert (tmp_path / picture).stat().st_size > 5_000
