@@ -24,6 +24,7 @@ def test_every_part_says_in_a_line_what_it_is(registry: Registry[type]) -> None:
     for name in registry:
         assert registry.summary(name)
         assert len(registry.summary(name)) < 120
+        assert registry.summary(name).endswith(".")  # a sentence, not the first half of one
         assert registry.name_of(registry.get(name)) == name
         # of its own: an inherited docstring describes another part
         assert registry.get(name).__doc__
