@@ -152,8 +152,8 @@ def fit(
             gradients are averaged. Scripts need ``if __name__ == "__main__":`` then.
         stream: True leaves the data where they are and copies each batch; "auto" does so where they do not fit.
         compile: True makes one compiled graph of the whole step (`CompiledSVI`'s), for one process; "auto" does so on a
-            GPU, and on a CPU where so many steps are planned that compiling pays. The numbers of a compiled run are
-            reproduced by its seed, and are others than the eager run's; a resumed run goes on as it was started.
+            GPU, and on a CPU where so many steps are planned that compiling pays. A compiled run equals the eager
+            one up to rounding, on a GPU in distribution; a resumed run goes on as it was started.
         checkpoint_every: epochs between checkpoints; one is always written at the end.
         tensorboard: whether event files are written beside metrics.csv.
         callbacks: called with an `EpochEnd` after each epoch; one that returns True stops the run.
