@@ -111,6 +111,14 @@ class Checkpoints:
                 ) from error
             return complete[-1]
 
+    def any(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        try:
+            self.latest()
+        except RunError:
+            return False
+        return True
+
     def best(self) -> Path | None:
         """The checkpoint with the best validation, if there is one."""
         try:

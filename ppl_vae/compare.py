@@ -22,7 +22,7 @@ from .conditions import conditions
 from .data import DataSet
 from .display import Display, display
 from .errors import InputError, RunError, choose
-from .evaluate import Estimate, Evaluation, elbo, encode, evaluate, reconstruct, sample
+from .evaluate import Estimate, Evaluation, encode, evaluate, reconstruct, sample
 from .fit import FitResult
 from .folder import CHECKPOINTS, METRICS, RUN, TENSORBOARD, read_run
 from .guides import guides as registry
@@ -340,9 +340,8 @@ def _evaluate_all(comparison: Comparison, shows: Display) -> None:
         tell = shows.count(f"evaluate {contender.guide}", len(test))
         pair = (fitted.model, fitted.guide, test, particles)
         try:
-            # the same seed for every guide, and for the bound the same draws again, datum by datum
+            # the same seed for every guide
             contender.evaluation = evaluate(*pair, seed=seed, progress=tell)
-            bound = elbo(*pair, seed=seed)
         except KeyboardInterrupt:
             comparison.interrupted = True
             contender.error = "interrupted in its evaluation"
@@ -351,6 +350,7 @@ def _evaluate_all(comparison: Comparison, shows: Display) -> None:
         except (InputError, RuntimeError) as error:
             contender.error = f"evaluation: {one_line(error)}"
             continue
+        bound = contender.evaluation.bound
         bounds[contender.guide], divergences[contender.guide] = bound.elbo, bound.kl
     done = comparison.done
     for contender in done[1:]:

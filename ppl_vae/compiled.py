@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import traceback
 import warnings
@@ -134,6 +135,8 @@ def compile_flat(
     # On a CPU torch's own generators are vectorized and the compiler's are not, ten times slower a number; and the
     # compiled run then draws what the eager one does. On a GPU noise is made inside of the kernels.
     options = {"fallback_random": True} if all(t.device.type == "cpu" for t in flat) else {}
+    # at its first compilation torch tells that there is no GPU
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with warnings.catch_warnings(), config.patch(options):
         warnings.simplefilter("ignore")  # the compiler's own advice is not the user's
         # the compiler itself, without Dynamo: shapes are fixed by our own key, so a call needs no guards

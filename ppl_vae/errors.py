@@ -17,7 +17,15 @@ class RunError(InputError):
 
 
 class NonFiniteLossError(RuntimeError):
-    """Training met a loss that is NaN or infinite; the last good checkpoint is kept."""
+    """Training met a loss that is NaN or infinite; the last good checkpoint is kept.
+
+    Attributes:
+        rows: the batch's rows in the data set, all of them (the message shows the first).
+    """
+
+    def __init__(self, message: str, rows: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 def choose(argument: str, value: object, options: Iterable[str]) -> InputError:

@@ -178,7 +178,7 @@ def fit(
         ("objective", objective, Objective),
     ):
         if not isinstance(part, kind):
-            raise InputError(f"{name} is a {type(part).__name__}; give a {kind.__name__}")
+            raise InputError(f"{name} is of type {type(part).__name__}; give one of type {kind.__name__}")
     dtype = next((p.dtype for part in (model, guide) for p in part.parameters() if p.is_floating_point()), None)
     train_data = as_data(data, "data", dtype)
     held_out = None if validation is None else as_data(validation, "validation", dtype)
@@ -350,7 +350,7 @@ def _too_large(data: Data, device: torch.device) -> bool:
 
 def _check_settings(settings: Settings, objective: Objective, data: Data, validation: Data | None) -> None:
     if len(data) < 2:
-        raise InputError(f"data has {len(data)} datum; at least two are needed")
+        raise InputError(f"{data.description!r} has {len(data)} datum to train on; at least two are needed")
     if settings.batch_size > len(data):
         raise InputError(
             f"batch_size={settings.batch_size} is larger than the data, {len(data)} in {data.description!r}; "
@@ -362,6 +362,10 @@ def _check_settings(settings: Settings, objective: Objective, data: Data, valida
         )
     if settings.schedule not in ("joint", "alternating"):
         raise choose("schedule", settings.schedule, ("joint", "alternating"))
+    if settings.schedule == "joint" and settings.guide_steps != 1:
+        raise InputError(
+            f"guide_steps={settings.guide_steps} is of schedule='alternating'; with 'joint' every step is of both sides"
+        )
     if settings.precision not in ("32", "bf16"):
         raise choose("precision", settings.precision, ("32", "bf16"))
     if settings.patience is not None and validation is None:

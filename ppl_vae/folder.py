@@ -39,6 +39,11 @@ def check_folder(folder: Path, resume: bool, overwrite: bool, argument: str = "r
     if folder.exists() and any(folder.iterdir()):
         if not (folder / RUN).is_file():
             raise InputError(f"{argument}={str(folder)!r} holds files that are no run's; give another folder")
+        if not overwrite and not Checkpoints(folder / CHECKPOINTS).any():
+            raise InputError(
+                f"{argument}={str(folder)!r} holds a run that stopped before its first checkpoint; replace it by "
+                "overwrite=True (--overwrite), or give another folder"
+            )
         if not overwrite:
             raise InputError(
                 f"{argument}={str(folder)!r} holds an earlier run; go on with it by resume=True, replace it by "

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from .batch import Batch
 from .data import DataSet
 from .errors import InputError
+from .masks import refuse_hidden_values
 
 __all__ = ["BatchData", "Data", "Loader", "as_data", "fingerprint", "mix"]
 
@@ -120,6 +121,7 @@ def _checked(batch: Batch, argument: str, dtype: torch.dtype | None) -> Batch:
             )
         if name in ("x", "context") and dtype is not None:
             fields[name] = tensor.to(dtype)
+    refuse_hidden_values(batch, argument)
     return Batch(**{name: t.detach() for name, t in fields.items()})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle  # for its error alone, which multiprocessing raises
 import signal
@@ -44,6 +45,7 @@ def launch(job: Job, device: torch.device) -> Outcome:
     from lightning_fabric.strategies.ddp import DDPStrategy
 
     count = job.settings.devices
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its banner would stand in the middle of ours
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if count == 1:
             wanted: Any = [device.index] if device.type == "cuda" else 1

@@ -15,7 +15,7 @@ def make_progress(console: Console | None = None) -> Progress:
     """A rich progress display with this package's columns; several bars can share it."""
     return Progress(
         TextColumn("[bold]{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),

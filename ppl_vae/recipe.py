@@ -199,8 +199,8 @@ def prepare(recipe: Recipe, loaded: DataSplits | None = None) -> Ingredients:
     Raises:
         InputError: names that are not known, values that cannot be used, parts that do not fit the data.
     """
-    if not isinstance(recipe.seed, int) or isinstance(recipe.seed, bool) or recipe.seed < 0:
-        raise InputError(f"seed={recipe.seed!r} must be a whole number, 0 or more")
+    if not isinstance(recipe.seed, int) or isinstance(recipe.seed, bool) or not 0 <= recipe.seed < 2**32:
+        raise InputError(f"seed={recipe.seed!r} must be a whole number, 0 to 2**32 - 1")
     # names and numbers are looked at before data are read, which may take a download
     pair = PairConfig(
         model=recipe.model,
@@ -278,6 +278,11 @@ def _decide(recipe: Recipe, plain: DataSet) -> tuple[str, Binarize]:
         raise InputError(
             f"likelihood={wanted!r} does not fit binarize={binarize!r}, which makes the data 0 and 1; use "
             "likelihood='bernoulli', or binarize='none'"
+        )
+    if binarize != "none" and kind == "real":
+        raise InputError(
+            f"likelihood={wanted!r} is a density, and binarize={binarize!r} makes the data 0 and 1, where it has no bound; "
+            "use likelihood='bernoulli', or binarize='none'"
         )
     if binarize == "none" and kind == "binary" and plain.levels != 2:
         raise InputError(

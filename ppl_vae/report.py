@@ -172,7 +172,7 @@ def evaluation_table(evaluation: Evaluation, title: str, about: About) -> Table:
     for name, estimate, unit in estimates:
         table.add_row(name, f"{estimate.mean:.4f}", _small(estimate.se), _small(estimate.data_se), unit)
     table.add_row("effective sample size", f"{e.ess.mean:.1f}", "", _small(e.ess.data_se), f"of {e.particles}")
-    table.add_row("data with k̂ > 0.7", f"{100 * e.khat_above:.1f}", "", "", "%")
+    table.add_row("data with k̂ > 0.7", _share(e), "", "", "%")
     table.add_row("active units", str(e.active_units.count), "", "", f"of {_units(e)}")
     table.add_row("parameters", f"{e.parameters['total']:,}", "", "", "")
     table.caption = Text(_caption(e, about))
@@ -229,11 +229,16 @@ def _cells(row: Row) -> list[str]:
     return [
         *(plus_minus(each.mean, each.se) for each in (e.elbo, e.kl, e.log_px)),
         f"{e.ess.mean:.0f}",
-        f"{100 * e.khat_above:.1f}%",
+        f"{_share(e)}%",
         f"{e.active_units.count}/{_units(e)}",
         str(e.parameters["total"]),
         "–" if row.seconds is None else f"{row.seconds:.1f}",
     ]
+
+
+def _share(e: Evaluation) -> str:
+    """Percent of the data with k-hat above 0.7; with too few particles for a k-hat nothing is known."""
+    return f"{100 * e.khat_above:.1f}" if e.khat_max < math.inf or e.khat_above < 1 else "?"
 
 
 def _units(evaluation: Evaluation) -> int:

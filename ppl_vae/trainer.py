@@ -25,7 +25,7 @@ from .checkpoint import (
     seed_generators,
 )
 from .compiled import CompiledStep, CompileReport
-from .errors import NonFiniteLossError, RunError
+from .errors import InputError, NonFiniteLossError, RunError
 from .folder import CHECKPOINTS, start_run
 from .loader import Data, Loader, fingerprint
 from .logs import Logs
@@ -427,7 +427,8 @@ class Trainer:
         bad = first_bad(self.loss, update.batch)
         raise NonFiniteLossError(
             f"the loss became {loss} at step {update.step + 1} (epoch {self.epoch + 1}), on the batch of rows "
-            f"[{shown}]; first bad tensor: {bad}; {self._kept()}. A lower lr, clip=1.0 or a warm-up may help"
+            f"[{shown}]; first bad tensor: {bad}; {self._kept()}. A lower lr, clip=1.0 or a warm-up may help",
+            tuple(rows),
         )
 
     def _kept(self) -> str:
@@ -512,6 +513,11 @@ class Trainer:
             load_random_state({name.removesuffix(mine): t for name, t in random.items()}, self.device)
             self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
             self.earlier_seconds, self.epoch_seconds = state["seconds"], state["epoch_seconds"]
+            if self.epoch > self.settings.epochs:
+                raise InputError(
+                    f"resume: epochs={self.settings.epochs} are fewer than the {self.epoch} that the run has done; "
+                    "give as many or more"
+                )
             self.history = [dict(row) for row in state["history"]]
             self.loss.names = tuple(state["names"])
             self.best_epoch = state["best_epoch"]

@@ -1026,10 +1026,10 @@ def test_progress_of_its_own_goes_to_stderr(capsys: pytest.CaptureFixture[str]) 
         ({"device": None}, "device='None'"),
         ({"optimizer": bad_optimizer}, r"optimizer: .*lr"),
         ({"optimizer": lambda groups, lr: 3}, "optimizer made a int"),
-        ({"objective": "elbo"}, "objective is a str; give a Objective"),
+        ({"objective": "elbo"}, "objective is of type str; give one of type Objective"),
         ({"config": {"a": {1, 2}}}, "config is kept as JSON"),
-        ({"data": data(n=2).take([0])}, "data has 1 datum; at least two are needed"),
-        ({"data": torch.zeros(0, *SHAPE)}, "data has 0 datum"),
+        ({"data": data(n=2).take([0])}, "has 1 datum to train on; at least two are needed"),
+        ({"data": torch.zeros(0, *SHAPE)}, "has 0 datum to train on"),
         ({"data": torch.zeros(N, 4, 4)}, r"data has shape \(70, 4, 4\); Bernoulli here takes \(N, 1, 4, 4\)"),
         ({"data": data("none")}, r"data\[.*\] = .* is outside of the support of Bernoulli, 0 or 1: binarize"),
         ({"data": torch.full((N, *SHAPE), 0.5)}, "= 0.5 is outside of the support"),
@@ -1126,3 +1126,69 @@ def test_memory_does_not_grow() -> None:
 
     train(None, epochs=2500, callbacks=[look])  # 10,000 steps
     assert held_after[-1] - held_after[1] < 10 << 20
+
+
+def test_guide_steps_are_of_the_alternating_schedule() -> None:
+    model, guide = pair()
+    with pytest.raises(InputError, match="guide_steps=3 is of schedule='alternating'"):
+        fit(model, guide, data(), guide_steps=3, progress=False)
+
+
+def test_fewer_epochs_than_done_are_refused(tmp_path: Path) -> None:
+    model, guide = pair()
+    fit(model, guide, data(), epochs=2, run_dir=tmp_path, progress=False)
+    with pytest.raises(InputError, match="epochs=1 are fewer than the 2"):
+        fit(model, guide, data(), epochs=1, run_dir=tmp_path, resume=True, progress=False)
+
+
+@pytest.mark.parametrize("schedule", ["joint", "alternating"])
+def test_a_compiled_run_is_the_eager_run(schedule: str) -> None:
+    """Clipping, warm-up, cosine schedule, validation: every logged number to 1e-5, weights to 1e-5 of their norm."""
+    runs = []
+    for compile in (True, False):
+        model, guide = pair()
+        result = fit(
+            model,
+            guide,
+            data(),
+            epochs=3,
+            warmup=2,
+            clip=5.0,
+            lr_schedule="cosine",
+            schedule=schedule,  # type: ignore[arg-type]
+            guide_steps=2 if schedule == "alternating" else 1,
+            validation=data(),
+            compile=compile,
+            progress=False,
+        )
+        weights = torch.cat([p.detach().flatten() for p in [*model.parameters(), *guide.parameters()]])
+        runs.append((result, weights))
+    (compiled, ours), (eager, theirs) = runs
+    assert compiled.compiled.fallbacks == []
+    assert compiled.compiled.graphs
+    assert not eager.compiled.graphs
+    assert (ours - theirs).norm() / theirs.norm() < 1e-5
+    for a, b in zip(compiled.history, eager.history, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == pytest.approx(
+            {k: v for k, v in b.items() if k != "seconds"}, rel=1e-5
+        )
+
+
+def test_a_compiled_run_resumes_where_it_stopped(tmp_path: Path) -> None:
+    whole_model, whole_guide = pair()
+    fit(whole_model, whole_guide, data(), epochs=3, compile=True, progress=False)
+    model, guide = pair()
+    fit(model, guide, data(), epochs=1, compile=True, run_dir=tmp_path, progress=False)
+    result = fit(model, guide, data(), epochs=3, run_dir=tmp_path, resume=True, progress=False)
+    assert result.compiled.graphs
+    for a, b in zip(whole_model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(whole_guide.parameters(), guide.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("compile", ["yes", None])
+def test_compile_is_auto_true_or_false(compile: object) -> None:
+    model, guide = pair()
+    with pytest.raises(InputError, match="compile="):
+        fit(model, guide, data(), compile=compile, progress=False)  # type: ignore[arg-type]

@@ -162,3 +162,14 @@ def test_a_small_pair_uses_one_thread_and_puts_back_what_was() -> None:
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 10**23, True, 1.5])
+def test_seeds_that_no_generator_takes(seed: object) -> None:
+    with pytest.raises(InputError, match="seed="):
+        prepare(TINY.replace(seed=seed))
+
+
+def test_a_density_of_binarized_data_is_refused() -> None:
+    with pytest.raises(InputError, match="is a density"):
+        prepare(TINY.replace(likelihood="gaussian", binarize="dynamic"))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 
 from ppl_vae import ELBO, IWAE, Batch, InputError, Renyi, guides, likelihoods, models, networks
-from ppl_vae.compiled import MAX_GRAPHS, CompileWarning
+from ppl_vae.compiled import MAX_GRAPHS, CompiledStep, CompileWarning
 from ppl_vae.svi import CompiledSVI
 
 N, D, Z = 16, 12, 3
@@ -344,3 +344,28 @@ def test_an_optimizer_of_another_kind() -> None:
     svi = CompiledSVI(*pair(), lambda params: "adam", ELBO())  # type: ignore[arg-type,return-value]
     with pytest.raises(InputError, match="torch optimizer"):
         svi.step(data())
+
+
+class Line(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        loss = (self.weight * x).sum()
+        return loss, loss
+
+
+@pytest.mark.parametrize("backend", ["graph", "inductor"])
+def test_a_guarded_step_takes_back_what_a_bad_loss_did(backend: Any) -> None:
+    """Good, bad, good: parameters, moments and count are those of two good steps."""
+    results = []
+    for losses in ((1.0, float("nan"), 2.0), (1.0, 2.0)):
+        line = Line()
+        optimizer = torch.optim.Adam(line.parameters(), lr=0.1)
+        step = CompiledStep(line, optimizer, clip=1.0, backend=backend, guard=True)
+        seen = [float(step(torch.full((3,), x, dtype=torch.float64))) for x in losses]
+        assert [value == value for value in seen] == [x == x for x in losses]
+        results.append([line.weight.detach(), *optimizer.state[line.weight].values()])
+        assert step.report.fallbacks == []
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

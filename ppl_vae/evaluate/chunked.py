@@ -14,6 +14,7 @@ from ..batch import Batch
 from ..data import DataSet
 from ..errors import InputError
 from ..likelihoods import Likelihood
+from ..masks import refuse_hidden_values
 from ..networks import Condition
 from ..validation import validation
 from ..weights import Program, check_pair
@@ -88,6 +89,7 @@ class Source:
         elif x.is_floating_point() and not bool(x.isfinite().all()):
             place = (~x.isfinite()).nonzero()[0].tolist()
             raise InputError(f"x{[place[0] + start, *place[1:]]} is {x[tuple(place)].item()}; x must be finite")
+        refuse_hidden_values(batch, "data")
         return batch if self.device is None else batch.to(self.device)
 
     @property

@@ -20,7 +20,7 @@ from ..psis import RELIABLE
 from ..weights import Program
 from .chunked import Data, Source, device_of, evaluation
 from .estimates import Estimate
-from .importance import LogMarginal, Progress, marginal_and_bound
+from .importance import Bound, LogMarginal, Progress, marginal_and_bound
 from .latents import ActiveUnits, KLByDimension, count_active, encoding_of, kl_by_dimension_of
 
 __all__ = ["Evaluation", "bits_per_dimension", "evaluate"]
@@ -44,6 +44,7 @@ class Evaluation:
         parameters: numbers of parameters, of "model", "guide" and in "total" (shared ones once).
         seconds: what the evaluation took.
         log_marginal: log p(x), k-hat and the rest, datum by datum; not in the JSON.
+        bound: the bound and its parts, datum by datum, on the same draws; not in the JSON.
     """
 
     data: str
@@ -62,6 +63,7 @@ class Evaluation:
     parameters: dict[str, int]
     seconds: float
     log_marginal: LogMarginal
+    bound: Bound
 
     def to_json(self) -> dict[str, Any]:
         """All but the values of single data as what `json.dumps(..., allow_nan=False)` takes: what is NaN or infinite
@@ -140,6 +142,7 @@ def evaluate(
         parameters=_count_parameters(model, guide),
         seconds=time.perf_counter() - began,
         log_marginal=marginal,
+        bound=bound,
     )
 
 
