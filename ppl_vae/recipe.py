@@ -281,8 +281,8 @@ def _decide(recipe: Recipe, plain: DataSet) -> tuple[str, Binarize]:
         )
     if binarize != "none" and kind == "real":
         raise InputError(
-            f"likelihood={wanted!r} is a density, and binarize={binarize!r} makes the data 0 and 1, where it has no bound; "
-            "use likelihood='bernoulli', or binarize='none'"
+            f"likelihood={wanted!r} is a density, and binarize={binarize!r} makes the data 0 and 1, where it has no "
+            "bound; use likelihood='bernoulli', or binarize='none'"
         )
     if binarize == "none" and kind == "binary" and plain.levels != 2:
         raise InputError(

@@ -1056,7 +1056,7 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 def test_what_is_no_module_is_refused() -> None:
     model, guide = pair()
     for arguments, name in (((3, guide), "model"), ((model, lambda batch: None), "guide")):
-        with pytest.raises(InputError, match=f"{name} is a .*; give a Module"):
+        with pytest.raises(InputError, match=f"{name} is of type .*; give one of type Module"):
             fit(*arguments, data())  # type: ignore[arg-type]
 
 
