@@ -23,7 +23,8 @@ def images(n: int = 23) -> DataSet:
 
 def batch(n: int = 23) -> Batch:
     x = torch.arange(n * 2.0).reshape(n, 2)
-    return Batch(x=x, y=torch.arange(n), observed=x > 3, rows=torch.arange(n) + 100)
+    observed = x > 3
+    return Batch(x=x * observed, y=torch.arange(n), observed=observed, rows=torch.arange(n) + 100)
 
 
 @pytest.fixture(params=["data set", "batch", "tensor"])
