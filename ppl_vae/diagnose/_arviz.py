@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,10 @@ def plot_predictive(data: Any, group: str = "posterior", draws: int = 50, **kwar
         raise InputError(f"group={group!r} is not known; choose 'posterior' or 'prior'")
     draws = min(draws, data[f"{group}_predictive"].sizes["draw"])
     if _is_one(az):
-        return az.plot_ppc_dist(data, group=f"{group}_predictive", num_samples=draws, **kwargs)
+        with warnings.catch_warnings():
+            # its advice is for one binary outcome a datum; here x has many elements, binarized pixels above all
+            warnings.filterwarnings("ignore", message=".*look binary", category=UserWarning)
+            return az.plot_ppc_dist(data, group=f"{group}_predictive", num_samples=draws, **kwargs)
     return az.plot_ppc(data, group=group, num_pp_samples=draws, **kwargs)
 
 
