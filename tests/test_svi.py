@@ -369,3 +369,20 @@ def test_a_guarded_step_takes_back_what_a_bad_loss_did(backend: Any) -> None:
         results.append([line.weight.detach(), *optimizer.state[line.weight].values()])
         assert step.report.fallbacks == []
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.slow
+def test_memory_and_graphs_stay_as_they_are_over_ten_thousand_steps() -> None:
+    """The process holds what it held after the first thousand, to 8 MB; nothing is compiled after the first step."""
+    import resource
+
+    model, guide = pair(dtype=torch.float32)
+    svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-3})
+    batch = data(dtype=torch.float32)
+    for _ in range(1000):
+        svi.step(batch)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(10_000):
+        svi.step(batch)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 * 1024
+    assert [graph.calls for graph in svi.report().graphs] == [11_000]
