@@ -374,7 +374,7 @@ def test_history_csv_and_tensorboard_agree(tmp_path: Path) -> None:
 
     options = {"validate": True, "tensorboard": True, "objective": IWAE(2), "checkpoint_every": 2}
     train(tmp_path / "run", epochs=2, **options)
-    # TensorBoard reads files in the order of their names: the second they were made in, then a counter ("10" before "9")
+    # TensorBoard reads files in the order of their names: the second they were made in, then a counter, "10" before "9"
     time.sleep(1.1)
     result = train(tmp_path / "run", epochs=5, resume=True, **options)
     assert [r["epoch"] for r in result.history] == [1, 2, 3, 4, 5]
