@@ -14,6 +14,7 @@ from ..batch import Batch
 from ..compiled import CompiledFunction
 from ..errors import InputError
 from ..objectives.base import check_particles
+from ..objectives.iwae import sum_enumerated
 from ..psis import RELIABLE, khat_from_largest, tail_length
 from ..weights import LogWeights, Program, log_weights
 from .chunked import Data, Source, chunk_for, device_of, evaluation, spans
@@ -115,8 +116,8 @@ def log_marginal(
     .. math:: \log \hat p(x_n) = \log \frac1K \sum_k w_{kn}, \quad w_{kn} = p(x_n, z_{kn}) / q(z_{kn} \mid x_n)
 
     Enumerated classes are summed, w = Σ_c p(x, z, c) / q(z | x, c). Weights are added up in float64 as they come, and
-    of them only the largest ~3√K are kept for k-hat: no tensor grows with K (the C heap may fragment). `chunk` changes which random
-    numbers are drawn for what, and nothing else.
+    of them only the largest ~3√K are kept for k-hat: no tensor grows with K (the C heap may fragment). `chunk` changes
+    which random numbers are drawn for what, and nothing else.
 
     Args:
         model, guide: a pair of programs over a `Batch`.
@@ -211,7 +212,7 @@ class _Scores(nn.Module):
 
     def forward(self, batch: Batch, count: int) -> tuple[None, Tensor]:
         w = log_weights(*self.programs, batch, particles=count)
-        terms = [_per_particle(w), _expected(w, w.log_w), _expected(w, w.log_likelihood)]
+        terms = [sum_enumerated(w, w.log_w), _expected(w, w.log_w), _expected(w, w.log_likelihood)]
         return None, torch.stack([term.expand(w.particles, w.size) for term in terms])
 
 
@@ -273,15 +274,6 @@ class _BoundSums:
         for name, moments in self.moments.items():
             out |= {name: moments.mean, f"{name}_se": moments.se()}
         return out
-
-
-def _per_particle(w: LogWeights) -> Tensor:
-    """log w of each particle, (K, N): enumerated classes are summed, and are no proposal, so that their log q(c | x)
-    goes back in."""
-    log_w = w.log_w
-    if w.enumerated:
-        log_w = (log_w + w.log_q_enumerated).logsumexp(tuple(range(log_w.dim() - 2)))
-    return log_w
 
 
 def _expected(w: LogWeights, value: Tensor) -> Tensor:

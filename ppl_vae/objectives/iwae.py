@@ -45,11 +45,19 @@ class IWAE(Objective):
         return Terms(-bound, bound_logs(w, bound))
 
 
+def sum_enumerated(w: LogWeights, log_w: Tensor) -> Tensor:
+    """log of the weights summed over enumerated classes: (\\*C, K, N) -> (K, N).
+
+    An enumerated class is no proposal: its log q(c | x) was subtracted with the others and is put back.
+    """
+    if not w.enumerated:
+        return log_w
+    return (log_w + w.log_q_enumerated).logsumexp(tuple(range(log_w.dim() - 2)))
+
+
 def log_mean_weights(w: LogWeights, log_w: Tensor) -> Tensor:
     """log of the particles' mean weight, summed over enumerated classes: (\\*C, K, N) -> (N,)."""
-    if w.enumerated:
-        # an enumerated class is no proposal: its log q(c | x) was subtracted with the others and is put back
-        log_w = (log_w + w.log_q_enumerated).logsumexp(tuple(range(log_w.dim() - 2)))
+    log_w = sum_enumerated(w, log_w)
     return log_w.logsumexp(0) - math.log(w.particles) if w.particles > 1 else log_w.squeeze(0)
 
 
