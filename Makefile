@@ -1,5 +1,6 @@
 # make demo     installs into .venv and compares two guides on the digits
 # make test     the tests, in under six minutes; make test-all adds the long studies and the other ArviZ generation
+# make peers    NumPyro and pythae in an environment of their own, for python -m benchmarks.step
 # make lint types format build clean
 #
 # Another interpreter, in an environment of its own:  make test PYTHON=python3.12
@@ -22,7 +23,7 @@ pip := $(python) -m pip --disable-pip-version-check
 pytest := $(python) -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test test-all test-all-here lint types format build clean
+.PHONY: help demo install test test-all test-all-here lint types format build peers clean
 .DELETE_ON_ERROR:
 
 help:
@@ -66,6 +67,9 @@ format: $(VENV)/.installed-dev
 build: $(VENV)/.installed-dev
 	$(python) -m build
 
+# Never requirements of the package: beside $(VENV), and on the same Python and torch, so that the libraries are compared.
+peers: $(VENV)-peers/.installed
+
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find ppl_vae tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
@@ -90,3 +94,10 @@ $(VENV)/.installed-test: $(VENV)/.created pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml
 	$(pip) install --editable ".[dev]"
 	@touch $@ $(VENV)/.installed
+
+$(VENV)-peers/.installed: $(VENV)/.installed benchmarks/peers/requirements.txt
+	$(python) -m venv $(VENV)-peers
+	$(python) -c 'from importlib.metadata import version; print("torch==" + version("torch").partition("+")[0])' >$(VENV)-peers/constraints.txt
+	$(VENV)-peers/bin/python -m pip --disable-pip-version-check install \
+	    --requirement benchmarks/peers/requirements.txt --constraint $(VENV)-peers/constraints.txt
+	@touch $@

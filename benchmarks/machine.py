@@ -9,9 +9,17 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["describe", "pin", "rounds"]
+__all__ = ["Contender", "describe", "median", "pin", "rounds"]
+
+
+@runtime_checkable
+class Contender(Protocol):
+    """What takes its own time, because its steps are taken elsewhere."""
+
+    def run(self, n: int) -> float:
+        """Take n steps; returns the seconds they took."""
 
 
 def pin() -> int:
@@ -39,29 +47,37 @@ def describe() -> dict[str, Any]:
     }
 
 
+class Here:
+    """A function called in this process."""
+
+    def __init__(self, step: Callable[[], object]) -> None:
+        self.step = step
+
+    def run(self, n: int) -> float:
+        step = self.step
+        started = time.perf_counter()
+        for _ in range(n):
+            step()
+        return time.perf_counter() - started
+
+
 def rounds(
-    steps: Mapping[str, Callable[[], object]], seconds: float = 0.3, count: int = 15, warmup: int = 30
+    steps: Mapping[str, Callable[[], object] | Contender], seconds: float = 0.3, count: int = 15, warmup: int = 30
 ) -> dict[str, list[float]]:
-    """Milliseconds a call, of each contender in each of `count` rounds.
+    """Milliseconds a step, of each contender in each of `count` rounds.
 
     The contenders take turns within a round, so that what disturbs the machine disturbs all of them; a figure is the
     median over rounds, a ratio the median of the rounds' ratios.
     """
+    contenders = {name: step if isinstance(step, Contender) else Here(step) for name, step in steps.items()}
     calls: dict[str, int] = {}
-    for name, step in steps.items():
-        for _ in range(warmup):
-            step()
-        started = time.perf_counter()
-        for _ in range(warmup):
-            step()
-        calls[name] = max(3, int(seconds * warmup / (time.perf_counter() - started)))
+    for name, contender in contenders.items():
+        contender.run(warmup)
+        calls[name] = max(3, int(seconds * warmup / contender.run(warmup)))
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(count):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            for _ in range(calls[name]):
-                step()
-            times[name].append(1e3 * (time.perf_counter() - started) / calls[name])
+        for name, contender in contenders.items():
+            times[name].append(1e3 * contender.run(calls[name]) / calls[name])
     return times
 
 

@@ -1,63 +1,48 @@
-"""Milliseconds a training step: this package, pyro.infer.SVI, and a loop written by hand in PyTorch.
+"""Milliseconds a training step: this package, pyro.infer.SVI, a loop written by hand in PyTorch, NumPyro and pythae.
 
     python -m benchmarks.step [--sizes A,B,C,D,E] [--json FILE]
 
 A VAE with Bernoulli pixels: A is 64-64-8, batch 64; B is A with 16 particles; C is 784-200-200-50 (tanh), batch 100;
 D is C with batch 20 and 50 particles; E is convolutional, 28 x 28, batch 128. The KL is by Monte Carlo for all, since
-that is what `Trace_ELBO` computes.
+that is what `Trace_ELBO` computes; but pythae has it in closed form. NumPyro and pythae are there once `make peers` has
+made their environment.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Callable
-from itertools import pairwise
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 import pyro
 import torch
 import torch.nn.functional as F
 from pyro.infer import SVI, Trace_ELBO
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.machine import describe, median, pin, rounds
+from benchmarks.hand import ACTIVATIONS, hand_networks
+from benchmarks.machine import Contender, describe, median, pin, rounds
+from benchmarks.peers.client import PEERS, Peer, interpreter
+from benchmarks.sizes import LEARNING_RATE, SIZES, Size, minibatch
 from ppl_vae import ELBO, Batch, CompiledSVI, guides, likelihoods, models, networks, pyro_pair
 from ppl_vae.validation import validation
 
-LEARNING_RATE = 1e-3
-
-
-class Size(NamedTuple):
-    shape: tuple[int, ...]
-    hidden: tuple[int, ...]
-    latent: int
-    batch: int
-    particles: int
-    network: networks.Kind
-    activation: type[nn.Module]
-
-    def __str__(self) -> str:
-        sizes = "-".join(map(str, (math.prod(self.shape), *self.hidden, self.latent)))
-        return f"{self.network} {sizes}, batch {self.batch}, {self.particles} particles"
-
-
-SIZES = {
-    "A": Size((64,), (64,), 8, 64, 1, "mlp", nn.SiLU),
-    "B": Size((64,), (64,), 8, 64, 16, "mlp", nn.SiLU),
-    "C": Size((784,), (200, 200), 50, 100, 1, "mlp", nn.Tanh),
-    "D": Size((784,), (200, 200), 50, 20, 50, "mlp", nn.Tanh),
-    "E": Size((1, 28, 28), (128,), 32, 128, 1, "conv", nn.SiLU),
+RATIOS = {
+    "of_svi": "pyro.infer.SVI",
+    "of_hand": "PyTorch by hand",
+    "of_hand_compiled": "PyTorch by hand, compiled loss",
+    "of_numpyro": "NumPyro, jitted update",
 }
 
 
 def pair(size: Size) -> tuple[models.VAE, guides.MeanField]:
     hidden = size.hidden if size.network == "conv" else size.hidden[::-1]
-    body = networks.decoder(size.network, size.latent, size.shape, 1, hidden, size.activation)
+    body = networks.decoder(size.network, size.latent, size.shape, 1, hidden, ACTIVATIONS[size.activation])
     model = models.VAE(body, likelihoods.Bernoulli(size.shape), size.latent)
-    encoder = networks.encoder(size.network, size.shape, size.hidden, activation=size.activation)
+    encoder = networks.encoder(size.network, size.shape, size.hidden, activation=ACTIVATIONS[size.activation])
     return model, guides.MeanField(model, encoder)
 
 
@@ -102,29 +87,6 @@ def pyro_svi(size: Size, x: Tensor, validate: bool) -> Callable[[], object]:
     return step if validate else step_without_validation
 
 
-def hand_networks(size: Size) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder as one would write them, of the same layers as ours."""
-
-    def mlp(widths: list[int]) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        for a, b in pairwise(widths):
-            layers += [nn.Linear(a, b), size.activation()]
-        return nn.Sequential(*layers[:-1])
-
-    if size.network == "mlp":
-        encoder = mlp([*size.shape, *size.hidden, 2 * size.latent])
-        return encoder, mlp([size.latent, *size.hidden[::-1], *size.shape])
-    act, width = size.activation, size.hidden[0]
-    down = [nn.Conv2d(1, 16, 3, 2, 1), act(), nn.Conv2d(16, 32, 3, 2, 1), act(), nn.Conv2d(32, 64, 3, 2, 1), act()]
-    flat = [nn.Flatten(), nn.Linear(64 * 16, width), act(), nn.Linear(width, 2 * size.latent)]
-    up = [
-        *(nn.Linear(size.latent, 64 * 16), act(), nn.Unflatten(1, (64, 4, 4))),
-        *(nn.ConvTranspose2d(64, 32, 3, 2, 1, 0), act(), nn.ConvTranspose2d(32, 16, 3, 2, 1, 1), act()),
-        nn.ConvTranspose2d(16, 1, 3, 2, 1, 1),
-    ]
-    return nn.Sequential(*down, *flat), nn.Sequential(*up)
-
-
 def by_hand(size: Size, x: Tensor, compile: bool) -> Callable[[], object]:
     encoder, decoder = hand_networks(size)
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=LEARNING_RATE, fused=True)
@@ -152,32 +114,72 @@ def by_hand(size: Size, x: Tensor, compile: bool) -> Callable[[], object]:
     return step
 
 
-def measure(name: str) -> dict[str, dict[str, float]]:
+def check(size: Size, peers: Mapping[str, Peer], x: Tensor) -> None:
+    """The peers train what we train: as many parameters, and before the first step about our loss."""
+    model, guide = pair(size)
+    parameters = sum(p.numel() for module in (model, guide) for p in module.parameters())
+    objective = ELBO(particles=size.particles, kl="monte-carlo")
+    with torch.no_grad():
+        loss = float(objective.differentiable_loss(model, guide, Batch(x=x)))
+    for name, peer in peers.items():
+        if peer.parameters != parameters:
+            raise RuntimeError(f"{name} has {peer.parameters} parameters, ours {parameters}: not the same layers")
+        # The libraries' initial weights differ: near 0 all losses are log 2 a pixel, and the KL's share adds to it.
+        if not 0.8 < peer.loss / loss < 1.25:
+            raise RuntimeError(f"{name} begins at {peer.loss:.0f} nats, ours at {loss:.0f}: not the same loss")
+
+
+def measure(name: str, python: Path | None) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, str]]]:
+    """The figures of each contender, and the versions that each peer runs on.
+
+    Args:
+        python: the peers' interpreter; None: without them.
+    """
     size = SIZES[name]
     torch.manual_seed(0)
-    x = torch.bernoulli(torch.full((size.batch, *size.shape), 0.3))
-    steps = {
-        "ppl_vae, compiled": compiled(size, x),
-        "ppl_vae, eager": ours(size, x),
-        "pyro.infer.SVI": pyro_svi(size, x, validate=True),
-        "pyro.infer.SVI, validation off": pyro_svi(size, x, validate=False),
-        "PyTorch by hand, compiled loss": by_hand(size, x, compile=True),
-        "PyTorch by hand": by_hand(size, x, compile=False),
-    }
-    times = rounds(steps)
+    x = torch.from_numpy(minibatch(size))
+    with ExitStack() as stack:
+        peers = {
+            label: stack.enter_context(Peer([python, "-m", "benchmarks.peers.server", kind.key, name]))
+            for label, kind in PEERS.items()
+            if python is not None and kind.takes(size)
+        }
+        check(size, peers, x)
+        steps: dict[str, Callable[[], object] | Contender] = {
+            "ppl_vae, compiled": compiled(size, x),
+            "ppl_vae, eager": ours(size, x),
+            "pyro.infer.SVI": pyro_svi(size, x, validate=True),
+            "pyro.infer.SVI, validation off": pyro_svi(size, x, validate=False),
+            "PyTorch by hand, compiled loss": by_hand(size, x, compile=True),
+            "PyTorch by hand": by_hand(size, x, compile=False),
+            **peers,
+        }
+        times = rounds(steps)
 
     def ratio(step: str, other: str) -> float:
         return median([a / b for a, b in zip(times[step], times[other], strict=True)])
 
-    return {
+    figures = {
         step: {
             "ms": median(times[step]),
-            "of_svi": ratio(step, "pyro.infer.SVI"),
-            "of_hand": ratio(step, "PyTorch by hand"),
-            "of_hand_compiled": ratio(step, "PyTorch by hand, compiled loss"),
+            **{key: ratio(step, other) for key, other in RATIOS.items() if other in times},
         }
         for step in times
     }
+    return figures, {label: peer.versions for label, peer in peers.items()}
+
+
+def show(name: str, figures: Mapping[str, Mapping[str, float]], peers: bool) -> None:
+    """Print a size's table, with the peers that do not apply as "-"."""
+    columns = [key for key in RATIOS if peers or key != "of_numpyro"]
+    titles = [key.replace("_", " ").replace("numpyro", "NumPyro").replace("svi", "SVI") for key in columns]
+    print(f"\n{name}: {SIZES[name]}")
+    print(f"  {'':32s} ms a step" + "".join(f"  {title:>8s}" for title in titles))
+    for step in [*figures, *(label for label in PEERS if peers and label not in figures)]:
+        row = figures.get(step, {})
+        cells = [f"{row[key]:.3f}" if key in row else "-" for key in ("ms", *columns)]
+        widths = [9, *(max(8, len(title)) for title in titles)]
+        print(f"  {step:32s} " + "  ".join(f"{cell:>{width}s}" for cell, width in zip(cells, widths, strict=True)))
 
 
 def main() -> None:
@@ -188,14 +190,18 @@ def main() -> None:
     core = pin()
     machine = describe()
     print(f"one core (number {core}) of {machine['cpu']}, torch {machine['torch']}, pyro {machine['pyro-ppl']}")
+    python = interpreter()
+    if python is None:
+        print("without NumPyro and pythae: `make peers` adds them")
     results = {}
+    machine["peers"] = {}
     for name in arguments.sizes.split(","):
-        results[name] = measure(name)
-        print(f"\n{name}: {SIZES[name]}", flush=True)
-        print(f"  {'':32s} ms a step   of SVI  of hand  of hand compiled")
-        for step, figures in results[name].items():
-            ratios = f"{figures['of_svi']:8.3f} {figures['of_hand']:8.3f} {figures['of_hand_compiled']:8.3f}"
-            print(f"  {step:32s} {figures['ms']:9.3f} {ratios}", flush=True)
+        results[name], versions = measure(name, python)
+        machine["peers"] |= versions
+        show(name, results[name], peers=python is not None)
+        sys.stdout.flush()
+    for label, versions in machine["peers"].items():
+        print(f"{label}: " + ", ".join(f"{library} {number}" for library, number in versions.items()))
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
 

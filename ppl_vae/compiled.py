@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
+from .replay import Replay
 from .updates import Rule, bind_state, rule_for
 from .validation import validation
 
@@ -34,13 +35,15 @@ class CompileWarning(UserWarning):
 
 @dataclass
 class Graph:
-    """One compiled graph: what it was made for, its size and what it cost."""
+    """One compiled graph: what it was made for, its size and what it cost; `captured` says whether it is replayed as
+    one CUDA graph."""
 
     inputs: str
     nodes: int
     trace_seconds: float
     compile_seconds: float
     calls: int = 0
+    captured: bool = False
 
 
 @dataclass
@@ -64,7 +67,7 @@ class CompileReport:
     def __str__(self) -> str:
         lines = [
             f"{g.inputs}: {g.nodes} nodes, traced in {g.trace_seconds:.1f} s, compiled in {g.compile_seconds:.1f} s, "
-            f"{g.calls} calls"
+            f"{g.calls} calls{', replayed as a CUDA graph' if g.captured else ''}"
             for g in self.graphs
         ]
         lines += [f"eager: {reason}" for reason in self.fallbacks]
@@ -117,7 +120,9 @@ def compile_flat(
     Stand-ins make a branch on a tensor's value an error, where real tensors would freeze the branch taken. Updates
     in place of the inputs are kept.
     """
+    from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     started = time.perf_counter()
     with validation(False), torch.enable_grad():
@@ -132,16 +137,23 @@ def compile_flat(
     from torch import _inductor  # as a name of its own: `import torch._inductor` would make `torch` a local one
     from torch._inductor import config
 
-    # On a CPU torch's own generators are vectorized and the compiler's are not, ten times slower a number; and the
-    # compiled run then draws what the eager one does. On a GPU noise is made inside of the kernels.
-    options = {"fallback_random": True} if all(t.device.type == "cpu" for t in flat) else {}
     # at its first compilation torch tells that there is no GPU
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), config.patch(options):
+    # the compiler's caches on disk are only used where shapes have an environment, even one without symbols
+    shapes = torch._guards.TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))
+    with warnings.catch_warnings(), config.patch(_noise(flat)), torch._guards.tracing(shapes):
         warnings.simplefilter("ignore")  # the compiler's own advice is not the user's
         # the compiler itself, without Dynamo: shapes are fixed by our own key, so a call needs no guards
         compiled = _inductor.compile(graph, list(flat))
     return compiled, Graph(inputs, nodes, traced - started, time.perf_counter() - traced)
+
+
+def _noise(flat: Sequence[Tensor]) -> dict[str, bool]:
+    """The compiler's options for random numbers.
+
+    On a CPU torch's own generators are vectorized and the compiler's are not, ten times slower a number; and the
+    compiled run then draws what the eager one does. On a GPU noise is made inside of the kernels."""
+    return {"fallback_random": True} if all(t.device.type == "cpu" for t in flat) else {}
 
 
 def _drop_profiler_marks(graph: torch.fx.GraphModule) -> None:
@@ -226,6 +238,7 @@ class CompiledStep:
             self.rules.append(rule)
         self.modules = list(loss.modules())
         self._bound: _Bound | None = None
+        self._replays: dict[Any, Replay | None] = {}
 
     @property
     def report(self) -> CompileReport:
@@ -247,8 +260,10 @@ class CompiledStep:
                 compiled, graph = found
                 graph.calls += 1
                 bound.fill_lr(self.optimizer)
-                (aux,) = compiled(*bound.flat, *[leaf for leaf in leaves if isinstance(leaf, Tensor)])
-                return aux  # type: ignore[no-any-return]
+                given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+                replay = self._replay(key, compiled, graph, bound, given)
+                (aux,) = compiled(*bound.flat, *given) if replay is None else replay(given)
+                return aux
         self.report.eager_calls += 1
         return self.eager(*args, part=part)
 
@@ -269,7 +284,24 @@ class CompiledStep:
     def _bind(self) -> _Bound:
         if self._bound is None or not self._bound.current(self.optimizer):
             self._bound = _Bound(self.loss, self.optimizer, self.rules)
+            self._replays.clear()  # a CUDA graph reads and writes the memory it was captured with
         return self._bound
+
+    def _replay(
+        self, key: Any, compiled: Callable[..., tuple[Tensor, ...]], graph: Graph, bound: _Bound, given: list[Tensor]
+    ) -> Replay | None:
+        """The step as one CUDA graph; None on other devices, or where it cannot be captured, which is reported."""
+        if self.compiler.backend != "inductor":
+            return None
+        if key not in self._replays:
+            self._replays[key] = None
+            if all(t.device.type == "cuda" for t in (*bound.flat, *given)):
+                try:
+                    self._replays[key] = Replay(compiled, bound.flat, given)
+                    graph.captured = True
+                except Exception as error:
+                    self.compiler.fallback(f"not captured as a CUDA graph: {explain(error)}")
+        return self._replays[key]
 
     def _make(
         self, bound: _Bound, leaves: list[Any], tree: pytree.TreeSpec, part: slice | None

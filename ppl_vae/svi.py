@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from .compiled import Backend, CompiledFunction, CompiledStep, CompileReport
 from .errors import InputError
+from .minibatches import Minibatches
 from .networks import set_precision
 from .objectives import ELBO, IWAE, Objective, Renyi
 from .weights import Program
@@ -45,6 +46,9 @@ class CompiledSVI:
         lr_schedule: a function from the number of steps done to a factor on every learning rate.
         precision: "32", or "bf16" for matrix products in bfloat16, everything else in float32 (for programs made of
             this package's networks).
+        multi_step: M, to run M minibatches a call: `step` then takes the whole data, which lie on the device, and the
+            rows of each minibatch, which are taken inside of the graph. Meant for GPUs, where launching the work of
+            taking a batch costs as much as a small step.
         compile: False runs eagerly, "graph" runs the traced graph without compiling it, both for comparison.
 
     Raises:
@@ -67,11 +71,16 @@ class CompiledSVI:
         clip_norm: float | None = None,
         lr_schedule: Callable[[int], float] | None = None,
         precision: Literal["32", "bf16"] = "32",
+        multi_step: int | None = None,
         compile: bool | Literal["graph"] = True,
     ) -> None:
         if not isinstance(loss, PyroELBO):
             raise InputError(f"loss is a {type(loss).__name__}; give an objective, or a loss of pyro.infer")
+        whole = isinstance(multi_step, int) and not isinstance(multi_step, bool)
+        if multi_step is not None and not (whole and multi_step >= 1):
+            raise InputError(f"multi_step={multi_step!r} must be the number of minibatches a call, 1 or more, or None")
         self.model, self.guide = model, guide
+        self.multi_step = multi_step
         self.loss = _traceable(loss)
         self.optim, self.optim_args = optim, dict(optim_args or {})
         self.clip_norm = clip_norm
@@ -83,50 +92,105 @@ class CompiledSVI:
         self._pair: _Pair | None = None
         self._step: CompiledStep | None = None
         self._evaluate: CompiledFunction | None = None
+        self._data: Minibatches | None = None
         self._base_lrs: list[float] = []
 
-    def step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def step(self, *args: Any, rows: Tensor | None = None, **kwargs: Any) -> Tensor:
         """One step on a batch; returns the loss, Σ over the batch in nats, as a 0-dimensional tensor.
 
         On a GPU nothing waits for it: read it (`float(loss)`) only when it is wanted.
+
+        Args:
+            args, kwargs: what the programs take; under `multi_step` the whole data instead, the same at every call: a
+                `DataSet`, which becomes a `Batch`, a `Batch`, or tensors with the data along the first axis.
+            rows: (M, B) int64, under `multi_step`: the rows of M minibatches (`minibatches.shuffled_rows`). M steps
+                are then done, and (M,) losses returned.
         """
+        if self.multi_step is not None:
+            return self._steps(args, rows, kwargs)
+        if rows is not None:
+            kwargs["rows"] = rows  # an argument of the programs
         step = self._prepare(args, kwargs)
+        self._schedule()
+        return step(args, kwargs)
+
+    def _steps(self, args: tuple[Any, ...], rows: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+        if not isinstance(rows, Tensor) or rows.dim() != 2 or rows.dtype != torch.int64 or len(rows) != self.multi_step:
+            given = f"{rows.dtype} {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+            raise InputError(
+                f"rows is {given}; with multi_step={self.multi_step} give int64 ({self.multi_step}, B), the rows of "
+                "each minibatch"
+            )
+        if self._data is None:
+            with torch.random.fork_rng(devices=[rows.device] if rows.is_cuda else []):
+                first = Minibatches(nn.Identity(), args, kwargs).take(rows[0])
+            pair = self._prepare_pair(*first)
+            self._data = Minibatches(pair, args, kwargs)
+            self._step = CompiledStep(self._data, self._made(), self.clip_norm, self._backend, "CompiledSVI.step")
+        elif not self._data.holds(args, kwargs):
+            raise InputError(
+                "with multi_step the data are held inside of the graph, and these are other ones than at the first "
+                "call; make another CompiledSVI for them"
+            )
+        assert self._step is not None
+        losses = []
+        for one in rows:
+            self._schedule()
+            losses.append(self._step(one))
+        return torch.stack(losses)
+
+    def _schedule(self) -> None:
+        """Count a step, and set its learning rates."""
         if self.lr_schedule is not None:
-            assert self.optimizer is not None
             factor = self.lr_schedule(self.steps)
-            for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+            for group, lr in zip(self._made().param_groups, self._base_lrs, strict=True):
                 group["lr"] = lr * factor
         self.steps += 1
-        return step(args, kwargs)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss on a batch, compiled likewise, with nothing updated."""
-        self._prepare(args, kwargs)
+        self._prepare_pair(args, kwargs)
         assert self._evaluate is not None
         return self._evaluate(args, kwargs)
 
     def report(self) -> CompileReport:
         """What was compiled, graph nodes, seconds, and what ran eagerly and why."""
-        if self._step is None or self._evaluate is None:
-            return CompileReport()
-        a, b = self._step.report, self._evaluate.report
+        reports = [part.report for part in (self._step, self._evaluate) if part is not None]
         return CompileReport(
-            [*a.graphs, *b.graphs], list(dict.fromkeys([*a.fallbacks, *b.fallbacks])), a.eager_calls + b.eager_calls
+            [graph for r in reports for graph in r.graphs],
+            list(dict.fromkeys(reason for r in reports for reason in r.fallbacks)),
+            sum(r.eager_calls for r in reports),
         )
 
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CompiledStep:
         if self._step is None:
-            self._pair = _Pair(self.model, self.guide, self.loss, args, kwargs)
-            set_precision(self._pair, self.precision)
-            parameters = [p for p in self._pair.parameters() if p.requires_grad]
+            pair = self._prepare_pair(args, kwargs)
+            self._step = CompiledStep(pair, self._made(), self.clip_norm, self._backend, "CompiledSVI.step")
+        return self._step
+
+    def _prepare_pair(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Pair:
+        """The pair as a module, and its optimizer, made at the first sight of a batch."""
+        if self._pair is None:
+            pair = _Pair(self.model, self.guide, self.loss, args, kwargs)
+            set_precision(pair, self.precision)
+            parameters = [p for p in pair.parameters() if p.requires_grad]
+            if parameters and isinstance(self.loss, nn.Module):
+                self.loss.to(parameters[0].device)  # a buffer on another device could not be in one graph with them
             if not parameters:
                 raise InputError("neither the model nor the guide has a parameter to train")
             self.optimizer = _make_optimizer(self.optim, self.optim_args, parameters)
             self._base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
-            backend: Backend = "inductor" if self.compile is True else "none" if self.compile is False else "graph"
-            self._step = CompiledStep(self._pair, self.optimizer, self.clip_norm, backend, "CompiledSVI.step")
-            self._evaluate = CompiledFunction(self._pair, backend, "CompiledSVI.evaluate_loss")
-        return self._step
+            self._evaluate = CompiledFunction(pair, self._backend, "CompiledSVI.evaluate_loss")
+            self._pair = pair
+        return self._pair
+
+    def _made(self) -> Optimizer:
+        assert self.optimizer is not None
+        return self.optimizer
+
+    @property
+    def _backend(self) -> Backend:
+        return "inductor" if self.compile is True else "none" if self.compile is False else "graph"
 
 
 class _Pair(nn.Module):

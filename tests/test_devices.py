@@ -4,9 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor, nn
 from trained import data, pair
 
-from ppl_vae import ELBO, IWAE, Objective, Renyi
+from ppl_vae import ELBO, IWAE, CompiledSVI, Objective, Renyi
+from ppl_vae.compiled import CompiledStep
+from ppl_vae.minibatches import shuffled_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here to compare the CPU with")
 
@@ -33,3 +36,62 @@ def test_cpu_and_cuda_give_the_same_loss_on_the_same_noise(objective: Objective)
     torch.testing.assert_close(other, loss, rtol=1e-4, atol=0)
     for gradient, another in zip(gradients, others, strict=True):
         torch.testing.assert_close(another, gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+
+
+class _Regression(nn.Module):
+    """A loss without noise, so that steps can be compared number by number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        loss = (self.layer(x) - x[:, :2]).square().sum()
+        return loss, loss
+
+
+@pytest.mark.usefixtures("without_tf32")
+def test_a_captured_step_is_the_eager_step() -> None:
+    """Two batch shapes, each replayed on fresh data and with the learning rate of the moment; parameters and
+    optimizer state are what the recording found."""
+    found = []
+    for backend in ("inductor", "none"):
+        torch.manual_seed(0)
+        loss = _Regression().cuda()
+        optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2, fused=True)
+        step = CompiledStep(loss, optimizer, 1.0, backend, guard=True)  # type: ignore[arg-type]
+        x = torch.randn(12, 8, 6, device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+        losses = []
+        for k, batch in enumerate(x):
+            optimizer.param_groups[0]["lr"] = 1e-2 / (1 + k)
+            losses.append(step(batch if k % 3 else batch[:5]))
+        if backend == "inductor":
+            assert step.report.fallbacks == []
+            assert [g.captured for g in step.report.graphs] == [True, True]
+        found.append(torch.cat([torch.stack(losses), *(p.detach().flatten() for p in loss.parameters())]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_captured_step_waits_for_nothing_and_draws_anew() -> None:
+    """Minibatches, dynamic binarization and noise are made on the device; a seed reproduces the run, another one does
+    not, and no step draws what the one before did."""
+    held = data("dynamic").to("cuda")
+    runs = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(4)
+        model, guide = (module.cuda() for module in pair())
+        svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(kl="monte-carlo"), {"lr": 0.0}, multi_step=8)
+        same = torch.arange(16, device="cuda").expand(8, 16).contiguous()
+        svi.step(held, rows=same)
+        assert svi.report().fallbacks == []
+        torch.manual_seed(seed)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            rows = shuffled_rows(len(held), 16, 8, "cuda")
+            losses = [svi.step(held, rows=same), svi.step(held, rows=rows)]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        runs.append(torch.cat(losses).cpu())
+        assert len(runs[-1][:8].unique()) == 8  # one minibatch, parameters unchanged: noise alone differs
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])

@@ -223,7 +223,7 @@ def test_the_size_of_pieces_follows_what_a_pair_allocates(monkeypatch: pytest.Mo
         with chunked.evaluation(model, guide):
             return chunked.chunk_for(work, source, particles, None)
 
-    monkeypatch.setattr(chunked, "BUDGET", 4 << 20)
+    monkeypatch.setitem(chunked.BUDGET, "cpu", 4 << 20)
     small, large = size((1, 4, 4), 10**9), size((1, 32, 32), 10**9)
     assert small.rows == large.rows == 1
     assert 20 < small.particles / large.particles < 100

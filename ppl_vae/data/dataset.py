@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -248,6 +249,13 @@ class DataSet:
     def to(self, device: torch.device | str) -> DataSet:
         """The same data on `device`."""
         return self._with_tensors(lambda t: t.to(device))
+
+    def holding(self, **tensors: Tensor) -> DataSet:
+        """The same data set with other tensors in place of its own, unchecked: in tracing they have no values."""
+        other = copy.copy(self)
+        for name, tensor in tensors.items():
+            object.__setattr__(other, name, tensor)  # it is frozen
+        return other
 
     def _with_tensors(self, change: Any) -> DataSet:
         y = None if self.y is None else change(self.y)

@@ -27,8 +27,11 @@ Data: TypeAlias = DataSet | Batch | Tensor
 Work: TypeAlias = Callable[[Batch, int], object]
 """What is done with a batch and a number of particles."""
 
-BUDGET = 128 << 20
-"""Bytes that one piece of work may take, beside the data, the parameters and the results."""
+BUDGET = {"cpu": 16 << 20, "cuda": 512 << 20}
+"""Bytes that one piece of work may take, beside the data, the parameters and the results, by device.
+
+On a CPU pieces that fit its caches are as fast as larger ones, and the C heap stays whole: from tensors of tens of
+megabytes it takes ever new memory."""
 
 _CHECKED = 16
 
@@ -166,6 +169,7 @@ def chunk_for(work: Work, source: Source, particles: int, chunk: int | None) -> 
             raise InputError(f"chunk={chunk!r} must be a whole number of particle-datum pairs, 1 or more, or None")
         at_once = min(particles, chunk)
         return Chunk(min(source.size, max(1, chunk // at_once)), at_once)
+    budget = BUDGET.get("cpu" if source.device is None else source.device.type, BUDGET["cpu"])
     several = min(source.size, 9)
     with torch.random.fork_rng(devices=_cuda(source.device)):
         one = _bytes(work, source.batch(0, 1), 1)
@@ -174,8 +178,8 @@ def chunk_for(work: Work, source: Source, particles: int, chunk: int | None) -> 
         if several > 1:
             per_datum = max(per_particle, (_bytes(work, source.batch(0, several), 1) - one) / (several - 1))
     # all particles of a datum first: its encoder then runs once
-    at_once = min(particles, max(1, int((BUDGET - per_datum) / per_particle) + 1))
-    return Chunk(min(source.size, max(1, int(BUDGET / (per_datum + per_particle * (at_once - 1))))), at_once)
+    at_once = min(particles, max(1, int((budget - per_datum) / per_particle) + 1))
+    return Chunk(min(source.size, max(1, int(budget / (per_datum + per_particle * (at_once - 1))))), at_once)
 
 
 def spans(total: int, size: int) -> Iterator[tuple[int, int]]:

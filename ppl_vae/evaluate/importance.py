@@ -301,7 +301,8 @@ def _scan(
     source.check(model, guide)
     size = chunk_for(scores, source, particles, chunk)
     compiled = CompiledFunction(scores, "inductor" if compile else "none", "the evaluation")
-    results: list[list[dict[str, Tensor]]] = [[] for _ in make]
+    # one tensor a result, made once: small ones that stay, between the large ones of the pieces, would split the heap
+    results: list[dict[str, Tensor]] = [{} for _ in make]
     done = 0
     for start, stop in spans(source.size, size.rows):
         batch = source.batch(start, stop)
@@ -315,5 +316,8 @@ def _scan(
             if progress is not None:
                 progress(done, source.size * particles)
         for into, each in zip(results, sums, strict=True):
-            into.append({name: value.cpu() for name, value in each.finish().items()})
-    return [{name: torch.cat([part[name] for part in parts]) for name in parts[0]} for parts in results]
+            for name, value in each.finish().items():
+                if name not in into:
+                    into[name] = torch.empty(source.size, dtype=value.dtype)
+                into[name][start:stop] = value
+    return results
