@@ -96,9 +96,11 @@ class Guide(nn.Module, ABC):
 
     Attributes:
         scores_given: whether log q can be computed at a z that the guide has not drawn itself.
+        sites: the latent sites that it draws, where it was built from a model's declaration; () where nothing is said.
     """
 
     scores_given: bool = True
+    sites: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:

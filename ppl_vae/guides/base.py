@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..networks import Head
 from ..registry import Registry
 
-__all__ = ["Amortized", "guides"]
+__all__ = ["Amortized", "continuous_sites", "guides"]
 
 guides: Registry[type[Guide]] = Registry("guide")
 
@@ -27,32 +27,50 @@ class Amortized(Guide):
 
     A subclass names its `head`, which makes features (N, F) into q of a site, batch (N,).
 
+    Values of other latents (\*S, N, \*event) that are given to a call, as `Combined` gives those of shared sites, are
+    handed to the encoder.
+
     Args:
         model: what the guide is for; only its `latents` are read.
         encoder: features of a batch.
 
     Raises:
         InputError: the model declares a latent site shared by all data, for which an encoder of one datum has no
-            answer.
+            answer; a discrete one; none at all.
     """
 
     head: ClassVar[type[Head]]
 
     def __init__(self, model: LatentModel, encoder: Encoder) -> None:
         super().__init__()
-        shared = [name for name, spec in model.latents.items() if spec.scope != "datum"]
-        if shared:
-            raise InputError(
-                f"{type(self).__name__} is a guide over each datum's latents; {', '.join(map(repr, shared))} "
-                f"of {type(model).__name__} is shared by all data"
-            )
+        self.sites = continuous_sites(self, model)
         self.encoder = encoder
         self.heads = nn.ModuleDict({name: self.head(encoder.features, spec) for name, spec in model.latents.items()})
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, **latents: Tensor) -> dict[str, Tensor]:
         with pyro.plate("data", batch.size, dim=-1):
-            return {name: pyro.sample(name, q) for name, q in self.distribution(batch).items()}
+            return {name: pyro.sample(name, q) for name, q in self.distribution(batch, **latents).items()}
 
-    def distribution(self, batch: Batch) -> Mapping[str, TorchDistributionMixin]:
-        features = self.encoder(batch)
+    def distribution(self, batch: Batch, **latents: Tensor) -> Mapping[str, TorchDistributionMixin]:
+        features = self.encoder(batch, **latents)
         return {name: head(features) for name, head in self.heads.items()}
+
+
+def continuous_sites(guide: Guide, model: LatentModel) -> tuple[str, ...]:
+    """The model's latent sites; raises `InputError` unless there are some, each of them continuous and of a datum, for
+    guides that know no others."""
+    name = type(guide).__name__
+    if not model.latents:
+        raise InputError(f"{type(model).__name__} declares no latent site: there is nothing for {name} to draw")
+    if shared := [site for site, spec in model.latents.items() if spec.scope != "datum"]:
+        raise InputError(
+            f"{name} is a guide over each datum's latents; {', '.join(map(repr, shared))} of {type(model).__name__} is "
+            f"shared by all data: use Combined, with {name} over datum_part(model)"
+        )
+    if discrete := [site for site, spec in model.latents.items() if spec.support.is_discrete]:
+        raise InputError(
+            f"{name} is of Gaussians, and no bijection leads from it to the site's support: "
+            f"{', '.join(map(repr, discrete))} of {type(model).__name__} is discrete; write a guide that enumerates it, "
+            'infer={"enumerate": "parallel"}'
+        )
+    return tuple(model.latents)
