@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import pyro
@@ -10,7 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from ..batch import Batch
-from ..core import Encoder, Guide, LatentModel
+from ..core import Encoder, Guide, LatentModel, LatentSpec
 from ..errors import InputError
 from ..networks import Head
 from ..registry import Registry
@@ -33,6 +33,7 @@ class Amortized(Guide):
     Args:
         model: what the guide is for; only its `latents` are read.
         encoder: features of a batch.
+        head: makes a site's head from the number of features and the site; None: the class's own `head`.
 
     Raises:
         InputError: the model declares a latent site shared by all data, for which an encoder of one datum has no
@@ -41,11 +42,14 @@ class Amortized(Guide):
 
     head: ClassVar[type[Head]]
 
-    def __init__(self, model: LatentModel, encoder: Encoder) -> None:
+    def __init__(
+        self, model: LatentModel, encoder: Encoder, head: Callable[[int, LatentSpec], Head] | None = None
+    ) -> None:
         super().__init__()
         self.sites = continuous_sites(self, model)
         self.encoder = encoder
-        self.heads = nn.ModuleDict({name: self.head(encoder.features, spec) for name, spec in model.latents.items()})
+        make = self.head if head is None else head
+        self.heads = nn.ModuleDict({name: make(encoder.features, spec) for name, spec in model.latents.items()})
 
     def forward(self, batch: Batch, **latents: Tensor) -> dict[str, Tensor]:
         with pyro.plate("data", batch.size, dim=-1):
