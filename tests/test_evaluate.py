@@ -263,6 +263,32 @@ print(peak())
     assert most - start < 500
 
 
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_data() -> None:
+    """The C heap stays whole over hundreds of pieces, with two threads: between the 40th and the 200th datum of 784
+    pixels and 5,000 particles the process grows by less than 20 MB. (With pieces of 128 MiB, and small results left
+    lying between them, it was seen to grow from 651 to 733 MB over 190 data.)"""
+    code = """
+import resource, torch
+from ppl_vae import guides, likelihoods, models, networks
+from ppl_vae.evaluate import log_marginal
+torch.set_num_threads(2)
+shape = (1, 28, 28)
+model = models.VAE(networks.decoder("mlp", 50, shape, 1, (200, 200)), likelihoods.Bernoulli(shape), 50)
+guide = guides.MeanField(model, networks.encoder("mlp", shape, (200, 200)))
+x = (torch.rand(200, *shape) < 0.3).float()
+peaks = {}
+def progress(done, total):
+    peaks[5 * done // total] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+log_marginal(model, guide, x, 5000, progress=progress)
+print(peaks[0], peaks[5])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    early, late = map(float, done.stdout.split())
+    assert late - early < 20
+    assert late < 2000
+
+
 # -- what it leaves as it was --------------------------------------------------------------------------------------
 
 

@@ -116,8 +116,8 @@ def log_marginal(
     .. math:: \log \hat p(x_n) = \log \frac1K \sum_k w_{kn}, \quad w_{kn} = p(x_n, z_{kn}) / q(z_{kn} \mid x_n)
 
     Enumerated classes are summed, w = Σ_c p(x, z, c) / q(z | x, c). Weights are added up in float64 as they come, and
-    of them only the largest ~3√K are kept for k-hat: no tensor grows with K (the C heap may fragment). `chunk` changes
-    which random numbers are drawn for what, and nothing else.
+    of them only the largest ~3√K are kept for k-hat: memory does not grow with K. `chunk` changes which random numbers
+    are drawn for what, and nothing else.
 
     Args:
         model, guide: a pair of programs over a `Batch`.
