@@ -9,7 +9,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -40,27 +40,26 @@ _ERRORS: dict[str, type[Exception]] = {
 def launch(job: Job, device: torch.device) -> Outcome:
     """Do a job on `device`, or on `job.settings.devices` devices of its kind by as many processes; afterwards the
     weights of the modules are the trained ones, and the random states of this process what they were."""
-    # imported here: it takes longer than all the rest together
-    from lightning_fabric import Fabric
-    from lightning_fabric.strategies.ddp import DDPStrategy
-
-    count = job.settings.devices
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its banner would stand in the middle of ours
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        if count == 1:
-            wanted: Any = [device.index] if device.type == "cuda" else 1
-            fabric = Fabric(accelerator=device.type, devices=wanted)
-            fabric.launch()
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        if job.settings.devices > 1:
+            return _launch_several(job, device)
+        with torch.cuda.device(device) if on_gpu else nullcontext():
             seed_generators(_noise_seed(job, 0), device)
             flag = _Flag()
             with _sigint(flag):
-                return Trainer(fabric, job, flag).run()
-        strategy = DDPStrategy(start_method="spawn", static_graph=True)
-        return _launch_several(Fabric(accelerator=device.type, devices=count, strategy=strategy), job)
+                return Trainer(None, device, job, flag).run()
 
 
-def _launch_several(fabric: Fabric, job: Job) -> Outcome:
+def _launch_several(job: Job, device: torch.device) -> Outcome:
+    # imported here: one process, which has nothing to exchange, is done sooner than this
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its banner would stand in the middle of ours
     count = job.settings.devices
+    strategy = DDPStrategy(start_method="spawn", static_graph=True)
+    fabric = Fabric(accelerator=device.type, devices=count, strategy=strategy)
     stop = torch.multiprocessing.get_context("spawn").Event()
     with tempfile.TemporaryDirectory(prefix="ppl_vae-") as answers:
         # what is pickled is sent to processes of this one's own making
@@ -93,7 +92,7 @@ def _remote(fabric: Fabric, job: Job, stop: Any, answers: Path) -> None:
             tensor.data = tensor.data.clone()
     seed_generators(_noise_seed(job, fabric.global_rank), fabric.device)
     try:
-        trainer = Trainer(fabric, job, stop)
+        trainer = Trainer(fabric, fabric.device, job, stop)
         outcome = trainer.run()
     except tuple(_ERRORS.values()) as error:
         kind = next(name for name, known in _ERRORS.items() if isinstance(error, known))

@@ -152,21 +152,22 @@ class Trainer:
     """A job in one process.
 
     Args:
-        fabric: where it runs, and with which others.
+        fabric: the other processes; None: there are none.
+        device: where it runs.
         job: what is to be done.
         stop: looked at after every step.
     """
 
-    def __init__(self, fabric: Fabric, job: Job, stop: Flag) -> None:
-        self.fabric = fabric
+    def __init__(self, fabric: Fabric | None, device: torch.device, job: Job, stop: Flag) -> None:
+        self._fabric = fabric
         self.job = job
         self.stop = stop
         self.settings = job.settings
-        self.device: torch.device = fabric.device
-        self.rank, self.world = fabric.global_rank, fabric.world_size
+        self.device = device
+        self.rank, self.world = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
         self.loss = _Loss(job.model, job.guide, job.objective).to(self.device)
         # one process needs none of the wrapper's conversions, which cost as much as a small step
-        self.module: nn.Module = fabric.setup_module(self.loss) if self.world > 1 else self.loss
+        self.module: nn.Module = self.fabric.setup_module(self.loss) if self.world > 1 else self.loss
         self.groups = _parameter_groups(job)
         self.trained = [p for group in self.groups.values() for p in group]
         # one group: a fused optimizer then updates all of them in one call
@@ -206,6 +207,12 @@ class Trainer:
             self.look_every = _LOOK_EVERY  # the graph itself takes back an update whose loss was bad
         elif self.device.type == "cuda" and getattr(self.optimizer, "_step_supports_amp_scaling", False):
             self._look_later(_LOOK_EVERY)
+
+    @property
+    def fabric(self) -> Fabric:
+        """What several processes exchange by."""
+        assert self._fabric is not None
+        return self._fabric
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
