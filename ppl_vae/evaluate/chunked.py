@@ -1,22 +1,21 @@
-"""Work through data and particles in pieces of bounded memory, leaving the caller's state as it was."""
+"""Work through data and particles in pieces of bounded memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..batch import Batch
 from ..data import DataSet
 from ..errors import InputError
+from ..isolation import cuda_of, device_of, evaluation
 from ..likelihoods import Likelihood
 from ..masks import refuse_hidden_values
 from ..networks import Condition
-from ..validation import validation
 from ..weights import Program, check_pair
 
 __all__ = ["Chunk", "Data", "Source", "chunk_for", "device_of", "evaluation", "spans"]
@@ -109,53 +108,6 @@ def _brief(batch: Batch) -> str:
     return f"Batch({', '.join(name for name, value in batch._asdict().items() if value is not None)})"
 
 
-def device_of(*programs: Any) -> torch.device | None:
-    """Where the programs' parameters and buffers are; None where they have none."""
-    for program in programs:
-        if isinstance(program, nn.Module):
-            for tensor in (*program.parameters(), *program.buffers()):
-                return tensor.device
-    return None
-
-
-@contextmanager
-def evaluation(*programs: Any, seed: int | None = None, device: torch.device | None = None) -> Iterator[None]:
-    """Without gradients and validation, with modules in evaluation mode (no dropout), and, where a seed is given, with
-    random numbers of its own: the caller's generators, flags and modes are afterwards what they were."""
-    modules = [m for program in programs if isinstance(program, nn.Module) for m in program.modules()]
-    training = [m.training for m in modules]
-    with ExitStack() as stack:
-        if seed is not None:
-            stack.enter_context(_seeded(seed, device))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(validation(False))
-        try:
-            for module in modules:
-                module.training = False
-            yield
-        finally:
-            for module, mode in zip(modules, training, strict=True):
-                module.training = mode
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
-        raise InputError(f"seed={seed!r} must be a whole number of 64 bits")
-    cuda = _cuda(device)
-    with torch.random.fork_rng(devices=cuda):
-        # torch.manual_seed would seed the devices that are not forked, too
-        torch.default_generator.manual_seed(seed)
-        for each in cuda:
-            with torch.cuda.device(each):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
-def _cuda(device: torch.device | None) -> list[torch.device]:
-    return [device] if device is not None and device.type == "cuda" else []
-
-
 def chunk_for(work: Work, source: Source, particles: int, chunk: int | None) -> Chunk:
     """How many data and particles to take at once.
 
@@ -171,7 +123,7 @@ def chunk_for(work: Work, source: Source, particles: int, chunk: int | None) -> 
         return Chunk(min(source.size, max(1, chunk // at_once)), at_once)
     budget = BUDGET.get("cpu" if source.device is None else source.device.type, BUDGET["cpu"])
     several = min(source.size, 9)
-    with torch.random.fork_rng(devices=_cuda(source.device)):
+    with torch.random.fork_rng(devices=cuda_of(source.device)):
         one = _bytes(work, source.batch(0, 1), 1)
         per_particle = max(1.0, (_bytes(work, source.batch(0, 1), 9) - one) / 8)
         per_datum = per_particle
