@@ -30,7 +30,7 @@ class Kind(NamedTuple):
 
 PEERS = {
     "NumPyro, jitted update": Kind("numpyro", several_particles=True),
-    "NumPyro, state donated": Kind("numpyro-donated", several_particles=True),
+    "NumPyro, loop in XLA": Kind("numpyro-loop", several_particles=True),
     "pythae's trainer": Kind("pythae", several_particles=False),
 }
 

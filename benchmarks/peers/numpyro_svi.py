@@ -1,11 +1,14 @@
-"""NumPyro: `numpyro.infer.SVI.update` under `jax.jit`, called once a step from Python as `SVI.run` does with its
-progress bar. Networks are stax's, as in NumPyro's own VAE example; images are channels last, as XLA prefers them on a
-CPU; everything is float32."""
+"""NumPyro: `numpyro.infer.SVI.update` under `jax.jit`, called once a step from Python, as `SVI.run` does under its
+progress bar, or in a loop that XLA runs.
+
+Networks are stax's, as in NumPyro's own VAE example. Images have their channels last: on a CPU XLA is no faster with
+them first, as PyTorch has them. All is float32."""
 
 from __future__ import annotations
 
 import math
 from importlib.metadata import version
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +18,13 @@ import numpyro.distributions as dist
 from jax.example_libraries import stax
 from numpy.typing import NDArray
 from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer.svi import SVIState
 
 from benchmarks.sizes import LEARNING_RATE, Size
 
 __all__ = ["Numpyro"]
 
-Layer = tuple  # stax's (initialize, apply)
+Layer = tuple[Any, Any]  # stax's (initialize, apply)
 
 
 def reshape(*shape: int) -> Layer:
@@ -60,11 +64,11 @@ def networks(size: Size) -> tuple[Layer, Layer]:
 class Numpyro:
     """
     Args:
-        donate: let XLA overwrite the state that goes in with the one that comes out. Neither `SVI.run` nor NumPyro's
-            examples do; a user who knows JAX might.
+        in_xla: n steps are one `lax.fori_loop` under `jax.jit`, as an epoch is in NumPyro's VAE example; no Python runs
+            between them. Else each step is one call from Python.
     """
 
-    def __init__(self, size: Size, x: NDArray[np.float32], donate: bool = False) -> None:
+    def __init__(self, size: Size, x: NDArray[np.float32], in_xla: bool = False) -> None:
         self.x = jnp.asarray(np.moveaxis(x, 1, -1) if size.network == "conv" else x)
         encoder, decoder = networks(size)
         shape, event_dim = self.x.shape, self.x.ndim - 1
@@ -86,11 +90,22 @@ class Numpyro:
         self.state = svi.init(jax.random.key(0), self.x)
         self.loss = float(svi.evaluate(self.state, self.x))
         self.parameters = sum(p.size for p in jax.tree.leaves(svi.get_params(self.state)))
-        self.update = jax.jit(svi.update, donate_argnums=0 if donate else ())
         self.versions = {name: version(name) for name in ("numpyro", "jax", "jaxlib")}
+        # The state is not donated, as it is neither in `SVI.run` nor in NumPyro's examples.
+        self.update = jax.jit(svi.update)
+        self.in_xla = in_xla
+
+        @jax.jit
+        def loop(state: SVIState, x: jax.Array, n: int) -> tuple[SVIState, jax.Array]:
+            return jax.lax.fori_loop(0, n, lambda _, given: svi.update(given[0], x), (state, jnp.zeros(())))
+
+        self.loop = loop
 
     def steps(self, n: int) -> None:
         loss = None
-        for _ in range(n):
-            self.state, loss = self.update(self.state, self.x)
+        if self.in_xla:
+            self.state, loss = self.loop(self.state, self.x, n)
+        else:
+            for _ in range(n):
+                self.state, loss = self.update(self.state, self.x)
         jax.block_until_ready((self.state, loss))  # XLA runs behind Python

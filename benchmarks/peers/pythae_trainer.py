@@ -2,8 +2,8 @@
 
 So a step is the trainer's: its VAE's forward pass and loss, `zero_grad`, `backward`, the optimizer, `loss.item()`, its
 check for NaN and its callbacks' events. Left out, in its favour, are the data loader and the progress bar, and Adam is
-fused, by the trainer's own `optimizer_params`. Its VAE has the KL in closed form, which is less work than the Monte Carlo
-one of the others, takes means over the batch, and draws one z: several particles it does not have.
+fused, by the trainer's own `optimizer_params`. Its VAE has the KL in closed form, less work than the Monte Carlo one of
+the others, takes means over the batch, and draws one z: several particles it does not have.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Pythae:
     def __init__(self, size: Size, x: NDArray[np.float32]) -> None:
         assert size.particles == 1, "pythae's VAE draws one sample"
         torch.set_num_threads(1)
+        torch.manual_seed(0)
         logging.disable(logging.INFO)
         encoder, decoder = hand_networks(size)
         config = VAEConfig(input_dim=size.shape, latent_dim=size.latent, reconstruction_loss="bce")

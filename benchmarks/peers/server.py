@@ -45,7 +45,7 @@ def start(peer: str, size: Size, x: NDArray[np.float32]) -> Training:
         return Pythae(size, x)
     from benchmarks.peers.numpyro_svi import Numpyro
 
-    return Numpyro(size, x, donate={"numpyro": False, "numpyro-donated": True}[peer])
+    return Numpyro(size, x, in_xla={"numpyro": False, "numpyro-loop": True}[peer])
 
 
 def main() -> None:
