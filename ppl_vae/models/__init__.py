@@ -2,6 +2,7 @@
 
 from .base import models
 from .conditional_vae import ConditionalVAE
+from .hierarchical_vae import HierarchicalVAE
 from .vae import VAE
 
-__all__ = ["VAE", "ConditionalVAE", "models"]
+__all__ = ["VAE", "ConditionalVAE", "HierarchicalVAE", "models"]

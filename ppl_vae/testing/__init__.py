@@ -3,10 +3,12 @@
 from .compiled import check_compiled
 from .contracts import ContractError, check_guide, check_model, check_objective
 from .linear_gaussian import LinearGaussian, LinearGaussianPosterior
+from .linear_gaussian_chain import LinearGaussianChain
 
 __all__ = [
     "ContractError",
     "LinearGaussian",
+    "LinearGaussianChain",
     "LinearGaussianPosterior",
     "check_compiled",
     "check_guide",

@@ -1,0 +1,122 @@
+"""The guide of models with latents of each datum and latents that all data share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+
+from ..batch import Batch
+from ..core import Guide, LatentModel
+from ..errors import InputError
+from .shared import Shared, shared_latents
+
+__all__ = ["Combined", "DatumPart", "datum_part"]
+
+
+class DatumPart(LatentModel):
+    """What a model declares of each datum's latents: a declaration that guides are built from, and no program.
+
+    Attributes:
+        given: the latents shared by all data, of which a datum's may be children.
+    """
+
+    def __init__(self, model: LatentModel) -> None:
+        super().__init__()
+        self.latents = {name: spec for name, spec in model.latents.items() if spec.scope == "datum"}
+        self.given = tuple(name for name in model.latents if name not in self.latents)
+
+    def forward(self, batch: Batch) -> Tensor:
+        raise InputError(
+            "datum_part(model) only declares latents, for guides that are built from these: it cannot be run"
+        )
+
+
+def datum_part(model: LatentModel) -> DatumPart:
+    """The declaration of a model's latents of each datum, from which to build the guide that `Combined` takes."""
+    return DatumPart(model)
+
+
+class Combined(Guide):
+    r"""Two guides for one model: w, shared by all data, and z of each datum, which may be drawn given w.
+
+    .. math:: q(w, z \mid x) = q(w) \prod_n q(z_n \mid x_n) \quad\text{or}\quad q(w) \prod_n q(z_n \mid x_n, w)
+
+    Train it with ``ELBO(data_size=N)``, in which a batch of B data counts B/N of KL(q(w) ‖ p(w)): summed over the
+    batches of an epoch, w counts once. Objectives that need a weight for each datum refuse w by name.
+
+    Args:
+        model: what the guide is for; only its `latents` are read.
+        local: a guide of each datum's latents, built from ``datum_part(model)``.
+        shared: a guide of the others: a family of `Shared`, "mean-field", "full-rank" or "point", or a guide.
+        given: names of shared latents whose values `local` gets; its encoder has to take them (`encoder(...,
+            latents=width)`). Without, z is independent of w given x.
+
+    Raises:
+        InputError: a model without shared latents, or with no others; a part that misses a site of the model's, or has
+            one too many; a name in `given` that is none of a shared latent, or a `local` that takes no values.
+
+    Example:
+        >>> guide = Combined(model, guides.MeanField(datum_part(model), encoder), shared="full-rank")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: LatentModel,
+        local: Guide,
+        shared: Literal["mean-field", "full-rank", "point"] | Guide = "mean-field",
+        given: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        names = shared_latents(model)
+        self.shared = shared if isinstance(shared, Guide) else Shared(model, shared)
+        self.local = local
+        _check_sites("shared", self.shared, [*names], model)
+        own = [name for name in model.latents if name not in names]
+        if not own:
+            raise InputError(
+                f"{type(model).__name__} declares no latents of each datum: use the guide of the shared ones alone"
+            )
+        _check_sites("local", local, own, model)
+        if isinstance(given, str):
+            given = (given,)
+        if strangers := [name for name in given if name not in names]:
+            raise InputError(
+                f"given={tuple(given)!r} has {', '.join(map(repr, strangers))}; the latents of {type(model).__name__} "
+                f"that all data share are {[*names]}"
+            )
+        parameters = inspect.signature(local.forward).parameters.values()
+        if given and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            raise InputError(f"given={tuple(given)!r}: {type(local).__name__} takes no values of other latents")
+        self.given = tuple(given)
+        self.sites = tuple(model.latents)
+        self.scores_given = self.shared.scores_given and local.scores_given
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        draws: dict[str, Tensor] = self.shared(batch)
+        # the local guide opens the data plate, and is the only one to do so
+        draws |= self.local(batch, **{name: draws[name] for name in self.given})
+        return {name: draws[name] for name in self.sites}
+
+    def distribution(self, batch: Batch) -> Mapping[str, TorchDistributionMixin]:
+        if self.given:
+            return super().distribution(batch)
+        sites = {**self.shared.distribution(batch), **self.local.distribution(batch)}
+        return {name: sites[name] for name in self.sites}
+
+
+def _check_sites(argument: str, guide: Guide, wanted: Sequence[str], model: LatentModel) -> None:
+    """A guide that does not say which sites it draws is looked at in its first run."""
+    if not guide.sites:
+        return
+    name, of = type(guide).__name__, type(model).__name__
+    if missing := [site for site in wanted if site not in guide.sites]:
+        raise InputError(f"{argument}={name} misses {', '.join(map(repr, missing))} of {of}; it draws {[*guide.sites]}")
+    if extra := [site for site in guide.sites if site not in wanted]:
+        raise InputError(
+            f"{argument}={name} draws {', '.join(map(repr, extra))}, which is not its to draw; of {of} it is to draw "
+            f"{[*wanted]}"
+        )
