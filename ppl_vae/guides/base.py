@@ -74,7 +74,7 @@ def continuous_sites(guide: Guide, model: LatentModel) -> tuple[str, ...]:
     if discrete := [site for site, spec in model.latents.items() if spec.support.is_discrete]:
         raise InputError(
             f"{name} is of Gaussians, and no bijection leads from it to the site's support: "
-            f"{', '.join(map(repr, discrete))} of {type(model).__name__} is discrete; write a guide that enumerates it, "
-            'infer={"enumerate": "parallel"}'
+            f"{', '.join(map(repr, discrete))} of {type(model).__name__} is discrete; write a guide that enumerates "
+            'it, infer={"enumerate": "parallel"}'
         )
     return tuple(model.latents)
