@@ -47,11 +47,14 @@ class Objective(PyroELBO, nn.Module):
     scores_given: bool = False
     """Whether the objective scores draws that the guide did not make in the same call."""
 
+    stop_guide: bool = False
+    """Whether log q is scored under stopped parameters of the guide (`log_weights`)."""
+
     def __init__(self, particles: int = 1) -> None:
         nn.Module.__init__(self)
         PyroELBO.__init__(self, num_particles=check_particles(particles), max_plate_nesting=1, vectorize_particles=True)
         self.particles = particles
-        self._checked: list[tuple[weakref.ref[Any], weakref.ref[Any]]] = []
+        self._checked: list[tuple[weakref.ref[Any], weakref.ref[Any], bool]] = []
 
     @abstractmethod
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
@@ -59,13 +62,15 @@ class Objective(PyroELBO, nn.Module):
 
     def weights(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> LogWeights:
         """`log_weights` with this objective's particles, after the pair has been checked once."""
-        if not any(m() is model and g() is guide for m, g in self._checked):
-            check_pair(model, guide, *args, unscaled=True, **kwargs)
+        # dropout, which a second run of the guide cannot have, comes and goes with the training flag
+        mode = self.stop_guide and getattr(guide, "training", False)
+        if not any(m() is model and g() is guide and flag == mode for m, g, flag in self._checked):
             self._check_guide(guide)
-            self._checked = [(m, g) for m, g in self._checked if m() is not None and g() is not None]
-            self._checked.append((weakref.ref(model), weakref.ref(guide)))
+            check_pair(model, guide, *args, unscaled=True, stop_guide=self.stop_guide, **kwargs)
+            self._checked = [entry for entry in self._checked if entry[0]() is not None and entry[1]() is not None]
+            self._checked.append((weakref.ref(model), weakref.ref(guide), mode))
         with validation(False):
-            return log_weights(model, guide, *args, particles=self.particles, **kwargs)
+            return log_weights(model, guide, *args, particles=self.particles, stop_guide=self.stop_guide, **kwargs)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Σ over the batch of the loss, in nats; a tensor to call `backward` on."""
