@@ -278,6 +278,11 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], numbers:
         optimizer.load_state_dict({"state": state, "param_groups": groups})
     except (ValueError, KeyError) as error:
         raise RunError(f"the checkpoint's optimizer is another one than {type(optimizer).__name__}: {error}") from error
+    for p, slots in optimizer.state.items():
+        for name, tensor in slots.items():
+            if isinstance(tensor, Tensor) and tensor.shape == p.shape:
+                # saved tensors have lost their parameter's layout
+                slots[name] = torch.empty_like(p, dtype=tensor.dtype).copy_(tensor)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

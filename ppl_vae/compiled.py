@@ -188,7 +188,9 @@ def _is_users(path: str) -> bool:
 def signature(leaves: Sequence[Any]) -> tuple[Any, ...]:
     """What a graph is specific to in its inputs."""
     return tuple(
-        (tuple(leaf.shape), leaf.dtype, leaf.device.type, leaf.device.index) if isinstance(leaf, Tensor) else leaf
+        (tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device.type, leaf.device.index)
+        if isinstance(leaf, Tensor)
+        else leaf
         for leaf in leaves
     )
 
@@ -210,8 +212,8 @@ class CompiledStep:
         guard: leave parameters and state as they are where the loss is not finite, so that one who looks later finds
             the step that went wrong, and what it began with.
 
-    A graph is made for every new signature of the inputs: shapes, dtypes, devices, which are None, and the modules'
-    training flags. Parameters, buffers and optimizer state are inputs updated in place.
+    A graph is made for every new signature of the inputs: shapes, strides, dtypes, devices, which are None, and the
+    modules' training flags. Parameters, buffers and optimizer state are inputs updated in place.
     """
 
     def __init__(
@@ -497,7 +499,7 @@ class _Bound:
         for bound in self.groups:
             self.flat += [bound.lr, bound.steps, *[t for slot in bound.slots for t in slot.values()]]
         self.names = list(named)
-        self.signature = tuple(p.requires_grad for p in self.parameters)
+        self.signature = (tuple(p.requires_grad for p in self.parameters), signature(self.flat))
 
     def current(self, optimizer: Optimizer) -> bool:
         """Whether the tensors bound are still the modules' and the optimizer's."""

@@ -212,6 +212,7 @@ class ConvEncoder(Body):
             width = next_width
         height, breadth = _sizes(shape, layers)[-1]
         self.net = nn.Sequential(*steps, nn.Flatten(), nn.Linear(width * height * breadth, features), activation())
+        _channels_last(self.net)
 
     def body(self, x: Tensor) -> Tensor:
         return flatten_left(self.net, x, 3)
@@ -275,9 +276,16 @@ class ConvDecoder(Body):
                 steps.append(activation())
             width = next_width
         self.net = nn.Sequential(*steps)
+        _channels_last(self.net)
 
     def body(self, z: Tensor) -> Tensor:
         return flatten_left(self.net, z, 1)
+
+
+def _channels_last(net: nn.Module) -> None:
+    """Kernels in the layout that convolutions work in, which their outputs then have too: in another one every layer
+    of a compiled step is copied back and forth, a fifth of its time on a CPU."""
+    net.to(memory_format=torch.channels_last)
 
 
 def _default_layers(shape: Sequence[int]) -> int:

@@ -260,6 +260,23 @@ def test_a_new_shape_makes_a_graph_and_too_many_run_eagerly() -> None:
     assert "eager" in str(svi.report())
 
 
+def test_another_layout_of_the_same_shape_is_another_graph() -> None:
+    x = data().x
+    assert x is not None
+    turned = x.T.contiguous().T
+    assert turned.stride() != x.stride()
+    losses = []
+    for batch in (x, turned):
+        model, guide = pair()
+        svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-2})
+        svi.step(Batch(x=x))
+        torch.manual_seed(0)
+        losses.append(svi.step(Batch(x=batch)).item())
+        assert svi.report().fallbacks == []
+    assert len(svi.report().graphs) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
 def test_the_key_sees_what_the_graph_cannot() -> None:
     """y given to a graph traced without it, another n, evaluation mode: each is a graph of its own."""
     torch.manual_seed(0)
