@@ -62,6 +62,12 @@ class Objective(PyroELBO, nn.Module):
 
     def weights(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> LogWeights:
         """`log_weights` with this objective's particles, after the pair has been checked once."""
+        self.check(model, guide, *args, **kwargs)
+        with validation(False):
+            return log_weights(model, guide, *args, particles=self.particles, stop_guide=self.stop_guide, **kwargs)
+
+    def check(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
+        """Run a pair that was not seen before once under validation, and refuse what this objective would get wrong."""
         # dropout, which a second run of the guide cannot have, comes and goes with the training flag
         mode = self.stop_guide and getattr(guide, "training", False)
         if not any(m() is model and g() is guide and flag == mode for m, g, flag in self._checked):
@@ -69,8 +75,6 @@ class Objective(PyroELBO, nn.Module):
             check_pair(model, guide, *args, unscaled=True, stop_guide=self.stop_guide, **kwargs)
             self._checked = [entry for entry in self._checked if entry[0]() is not None and entry[1]() is not None]
             self._checked.append((weakref.ref(model), weakref.ref(guide), mode))
-        with validation(False):
-            return log_weights(model, guide, *args, particles=self.particles, stop_guide=self.stop_guide, **kwargs)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Σ over the batch of the loss, in nats; a tensor to call `backward` on."""
