@@ -36,8 +36,8 @@ PEERS = {
 
 
 def interpreter() -> Path | None:
-    """That of the environment that `make peers` makes beside the one we run in, `.venv-peers` beside `.venv`; None where
-    it has not, or has not finished."""
+    """That of the environment that `make peers` makes beside the one we run in, `.venv-peers` beside `.venv`; None
+    where it has not, or has not finished."""
     environment = Path(f"{sys.prefix}-peers")
     return environment / "bin" / "python" if (environment / ".installed").exists() else None
 
