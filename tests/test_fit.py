@@ -21,7 +21,10 @@ from torch import Tensor, nn
 from trained import QUIET, SHAPE, N, Watched, data, numbers, pair, same, train
 
 from ppl_vae import ELBO, IWAE, Batch, InputError, NonFiniteLossError, RunError, guides, likelihoods, models, networks
+from ppl_vae.build import PairConfig, build
 from ppl_vae.checkpoint import Checkpoints, read_json, write_json
+from ppl_vae.data import load
+from ppl_vae.evaluate import elbo
 from ppl_vae.fit import EpochEnd, fit, resolve_device
 from ppl_vae.loader import BatchData
 from ppl_vae.logs import read_history
@@ -965,6 +968,25 @@ def test_bf16_ends_near_float32(guide: str) -> None:
     start = train(None, guide=guide, epochs=1, lr=1e-9).history[-1]["elbo"]
     assert abs(ends[0] - ends[1]) < 0.1 * (ends[0] - start)
     assert ends[0] != ends[1]
+
+
+@pytest.mark.slow
+def test_bf16_trains_as_well_as_float32_on_digits() -> None:
+    """ELBO on the digits' test set, the same seed both ways, 5 seeds: |mean difference| + 2 standard errors below 0.1
+    nat. (0.0003 was measured after 100 epochs.)"""
+    digits = load("digits", binarize="dynamic")
+    differences = []
+    for seed in range(5):
+        ends = []
+        for precision in ("32", "bf16"):
+            torch.manual_seed(seed)
+            model, guide = build(PairConfig(latent=8, hidden=(64,)), digits.train)
+            fit(model, guide, digits.train, epochs=40, precision=precision, seed=seed, device="cpu", **QUIET)
+            ends.append(elbo(model, guide, digits.test, particles=50, seed=0).estimates["elbo"].mean)
+        differences.append(ends[1] - ends[0])
+    found = torch.tensor(differences)
+    assert found.ne(0).any()
+    assert found.mean().abs() + 2 * found.std() / 5**0.5 < 0.1
 
 
 def test_progress_is_shown_on_a_display_that_is_given() -> None:

@@ -352,6 +352,36 @@ def test_eager_and_compiled_steps_can_follow_each_other() -> None:
     assert torch.allclose(torch.stack(losses), whole[0], rtol=1e-12)
 
 
+def test_a_compiled_step_in_bf16_has_matrix_products_alone_in_it() -> None:
+    """Products of layers in bfloat16; losses, parameters and optimizer state in float32. Compiled and eager round
+    differently, by 2⁻⁸ a product at most."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    compiled = run(True, dtype=torch.float32, precision="bf16")
+    eager = run(False, dtype=torch.float32, precision="bf16")
+    assert compiled[2].report().fallbacks == []
+    assert compiled[0].dtype == torch.float32
+    assert torch.allclose(compiled[0], eager[0], rtol=2e-2)
+    assert not torch.equal(eager[0], run(False, dtype=torch.float32)[0])
+    optimizer = compiled[2].optimizer
+    assert optimizer is not None
+    assert {t.dtype for state in optimizer.state.values() for t in state.values()} == {torch.float32}
+
+    seen: set[str] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and out.dtype == torch.bfloat16:
+                seen.add(func.overloadpacket.__name__)
+            return out
+
+    with Watch():
+        eager[2].evaluate_loss(data(dtype=torch.float32))
+    assert {"addmm"} <= seen or {"mm"} <= seen or {"linear"} <= seen
+    assert not seen & {"log", "exp", "sum", "mean", "logsumexp", "softplus", "binary_cross_entropy_with_logits"}
+
+
 def test_evaluate_loss_updates_nothing() -> None:
     model, guide = pair()
     svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-2}, compile="graph")
