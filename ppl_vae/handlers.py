@@ -1,15 +1,20 @@
-"""Effect handlers: scale the latent sites by β, or the data's terms by N/B."""
+"""Effect handlers: scale the latent sites by β, or the data's terms by N/B; run a program apart from others."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from pyro import poutine
+from pyro.distributions import Unit
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _DIM_ALLOCATOR
 from torch import Tensor
 
 from .errors import InputError
 
-__all__ = ["scale_data", "scale_latents"]
+__all__ = ["apart", "scale_data", "scale_latents"]
 
 
 class _Scale(Messenger):
@@ -37,8 +42,9 @@ class scale_latents(_Scale):
     .. math:: E_q[\log p(x \mid z)] - \beta \, \mathrm{KL}(q(z \mid x) \,\|\, p(z))
 
     Put it around the model **and** the guide: `Trace_ELBO` adds their log-probabilities, and `TraceMeanField_ELBO`
-    takes its scale from the guide alone. Not for `RenyiELBO`, where a scale raises weights to a power before they are
-    summed; this package's own objectives say no to scaled programs, and take β as an argument.
+    takes its scale from the guide alone. Factors of a guide (`pyro.factor`, which asks a guide, and not a model, for
+    `has_rsample`) are part of its log q, and scaled with it. Not for `RenyiELBO`, where a scale raises weights to a
+    power before they are summed; this package's own objectives say no to scaled programs, and take β as an argument.
 
     Args:
         beta: β >= 0, a number or a 0-dimensional tensor; 0 is possible, which `poutine.scale` refuses.
@@ -58,7 +64,7 @@ class scale_latents(_Scale):
         super().__init__("beta", beta)
 
     def chosen(self, msg: Any) -> bool:
-        return not msg["is_observed"]
+        return not msg["is_observed"] or _is_guides_factor(msg["fn"])
 
 
 class scale_data(_Scale):
@@ -84,3 +90,20 @@ class scale_data(_Scale):
 
     def chosen(self, msg: Any) -> bool:
         return any(frame.dim == -1 for frame in msg["cond_indep_stack"])
+
+
+def _is_guides_factor(fn: Any) -> bool:
+    return isinstance(fn, Unit) and "has_rsample" in vars(fn)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Run programs in the midst of another, for numbers that it needs, as if by themselves: outside of its plates, and
+    unseen by its handlers."""
+    plates = _DIM_ALLOCATOR._stack
+    _DIM_ALLOCATOR._stack = []
+    try:
+        with poutine.block():
+            yield
+    finally:
+        _DIM_ALLOCATOR._stack = plates

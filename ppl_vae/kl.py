@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal, kl_divergence
 
 __all__ = ["closed_form_kl"]
 
@@ -16,6 +16,8 @@ def closed_form_kl(q: TorchDistributionMixin, p: TorchDistributionMixin) -> Tens
     The additions are not registered with torch: that would change what Pyro's own `TraceMeanField_ELBO` computes.
 
     - q = N(m, L Lᵀ), p = N(μ, diag σ²):  ½ Σ_d [ (L Lᵀ)_dd / σ_d² + (m_d - μ_d)² / σ_d² - 1 + log σ_d² ] - Σ_d log L_dd
+    - q = N(m, D + F Fᵀ), F of rank r, p as above, in O(D r²):
+      ½ Σ_d [ (D_d + Σ_i F_di²) / σ_d² + (m_d - μ_d)² / σ_d² - 1 + log σ_d² - log D_d ] - ½ log det(I + Fᵀ D⁻¹ F)
 
     Args:
         q, p: distributions over the same events, whose batch shapes broadcast.
@@ -31,6 +33,8 @@ def closed_form_kl(q: TorchDistributionMixin, p: TorchDistributionMixin) -> Tens
     """
     if isinstance(q, MultivariateNormal) and _is_diagonal_normal(p):
         return _kl_full_diagonal(q, p.base_dist)
+    if isinstance(q, LowRankMultivariateNormal) and _is_diagonal_normal(p):
+        return _kl_low_rank_diagonal(q, p.base_dist)
     try:
         kl = kl_divergence(q, p)
     except NotImplementedError:
@@ -49,3 +53,13 @@ def _kl_full_diagonal(q: MultivariateNormal, p: Normal) -> Tensor:
     log_scale_p = p.scale.log()
     log_scale_q = tril.diagonal(dim1=-2, dim2=-1).log()
     return (0.5 * (quadratic - 1.0) + log_scale_p - log_scale_q).sum(-1)
+
+
+def _kl_low_rank_diagonal(q: LowRankMultivariateNormal, p: Normal) -> Tensor:
+    diagonal, factor = q._unbroadcasted_cov_diag, q._unbroadcasted_cov_factor
+    precision = p.scale.pow(-2)
+    quadratic = (diagonal + factor.pow(2).sum(-1) + (q.loc - p.loc).pow(2)) * precision
+    # det(D + F Fᵀ) = det D · det(I + Fᵀ D⁻¹ F), and torch holds the Cholesky factor of the latter
+    log_det_small = q._capacitance_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    kl: Tensor = (0.5 * (quadratic - 1.0 - diagonal.log()) + p.scale.log()).sum(-1) - log_det_small
+    return kl

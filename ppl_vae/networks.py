@@ -25,10 +25,13 @@ __all__ = [
     "ConvEncoder",
     "Decoder",
     "DiagonalNormal",
+    "DiagonalNormals",
     "FullRankNormal",
     "Head",
+    "LowRankNormal",
     "decoder",
     "encoder",
+    "families",
     "flatten_left",
     "join",
     "kinds",
@@ -486,17 +489,24 @@ def _check(kind: str, shape: Sequence[int], hidden: Sequence[int]) -> bool:
 class Head(Conditional):
     """A Gaussian given features, carried to a latent site's support: what a guide makes for each site.
 
-    Where the support is not the real line the Gaussian lives in the unconstrained space of torch's bijection to it.
+    An affine map of the features gives the `outputs` numbers that name one Gaussian of the family, `gaussian` makes it
+    of them. Where the support is not the real line the Gaussian lives in the unconstrained space of torch's bijection
+    to it.
 
     Args:
-        features: F, their width.
+        features: F, their width; None: what comes in are the numbers themselves, and the head has no parameters.
         spec: the site.
+
+    Attributes:
+        outputs: numbers that name one q.
 
     Raises:
         InputError: no bijection leads to the site's support, as for a discrete one.
     """
 
-    def __init__(self, features: int, spec: LatentSpec) -> None:
+    outputs: int
+
+    def __init__(self, features: int | None, spec: LatentSpec) -> None:
         super().__init__()
         self.event_shape = spec.event_shape
         plain = spec.support.base_constraint if isinstance(spec.support, constraints.independent) else spec.support
@@ -510,6 +520,19 @@ class Head(Conditional):
             spec.event_shape if self.transform is None else torch.Size(self.transform.inverse_shape(spec.event_shape))
         )
         self.numel = self.free_shape.numel()
+        self.outputs = self.count()
+        self.linear = nn.Identity() if features is None else Linear(features, self.outputs)
+
+    def count(self) -> int:
+        """`outputs`, from `numel`, the free numbers of one value."""
+        raise NotImplementedError
+
+    def gaussian(self, numbers: Tensor) -> TorchDistributionMixin:
+        """The Gaussian (\\*S, N) that numbers (\\*S, N, outputs) name, events `free_shape`, unconstrained."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor) -> TorchDistributionMixin:
+        return self.to_support(self.gaussian(self.linear(features)))
 
     def to_support(self, free: TorchDistributionMixin) -> TorchDistributionMixin:
         """The distribution of events `free_shape`, pushed to the site's support."""
@@ -518,6 +541,11 @@ class Head(Conditional):
         pushed: TorchDistributionMixin = dist.TransformedDistribution(free, [self.transform])
         return pushed
 
+    def vectors_only(self, what: str) -> None:
+        """Raise `InputError` where the site's events are no vectors."""
+        if len(self.free_shape) != 1:
+            raise InputError(f"{what} is over vectors; this site has events {tuple(self.event_shape)}")
+
 
 class DiagonalNormal(Head):
     r"""N(m(features), diag s²(features)), carried to the site's support: an amortized diagonal Gaussian.
@@ -525,17 +553,17 @@ class DiagonalNormal(Head):
     log s is softly bounded (`soft_bound`).
     """
 
-    def __init__(self, features: int, spec: LatentSpec) -> None:
-        super().__init__(features, spec)
-        self.linear = Linear(features, 2 * self.numel)
+    def count(self) -> int:
+        return 2 * self.numel
 
-    def forward(self, features: Tensor) -> TorchDistributionMixin:
-        loc, raw = self.linear(features).chunk(2, dim=-1)
+    def gaussian(self, numbers: Tensor) -> TorchDistributionMixin:
+        loc, raw = numbers.chunk(2, dim=-1)
         scale = soft_bound(raw).exp()
         if len(self.free_shape) != 1:
             loc = loc.reshape(*loc.shape[:-1], *self.free_shape)
             scale = scale.reshape(loc.shape)
-        return self.to_support(dist.Normal(loc, scale).to_event(len(self.free_shape)))
+        normal: TorchDistributionMixin = dist.Normal(loc, scale).to_event(len(self.free_shape))
+        return normal
 
 
 class FullRankNormal(Head):
@@ -546,17 +574,71 @@ class FullRankNormal(Head):
 
     position: Tensor
 
-    def __init__(self, features: int, spec: LatentSpec) -> None:
+    def __init__(self, features: int | None, spec: LatentSpec) -> None:
         super().__init__(features, spec)
-        if len(self.free_shape) != 1:
-            raise InputError(f"a full-rank Gaussian is over vectors; this site has events {tuple(spec.event_shape)}")
-        self.linear = Linear(features, 2 * self.numel + self.numel * (self.numel - 1) // 2)
+        self.vectors_only("a full-rank Gaussian")
         rows, columns = torch.tril_indices(self.numel, self.numel, offset=-1)
         self.register_buffer("position", rows * self.numel + columns, persistent=False)
 
-    def forward(self, features: Tensor) -> TorchDistributionMixin:
-        loc, raw, below = self.linear(features).split([self.numel, self.numel, self.position.numel()], dim=-1)
+    def count(self) -> int:
+        return 2 * self.numel + self.numel * (self.numel - 1) // 2
+
+    def gaussian(self, numbers: Tensor) -> TorchDistributionMixin:
+        loc, raw, below = numbers.split([self.numel, self.numel, self.position.numel()], dim=-1)
         flat = below.new_zeros(*below.shape[:-1], self.numel * self.numel).index_copy(-1, self.position, below)
         tril = flat.unflatten(-1, (self.numel, self.numel)) + soft_bound(raw).exp().diag_embed()
         normal: TorchDistributionMixin = dist.MultivariateNormal(loc, scale_tril=tril)
-        return self.to_support(normal)
+        return normal
+
+
+class LowRankNormal(Head):
+    r"""N(m, S (I + U Uᵀ) S) with m, S = diag s and U (D, r) functions of the features: diagonal plus rank r.
+
+    In the terms of torch's `LowRankMultivariateNormal`, D = S² and F = S U. The factor is in units of s, so that what
+    is inverted, I + Uᵀ U, does not know how wide the Gaussian is. log s is softly bounded, U is free.
+
+    Args:
+        rank: r; more than the D numbers of a value add nothing.
+
+    Raises:
+        InputError: as for any head; events that are no vectors, a rank that is none.
+    """
+
+    def __init__(self, features: int | None, spec: LatentSpec, rank: int = 2) -> None:
+        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+            raise InputError(f"rank={rank!r} must be a whole number, 1 or more")
+        self.rank = rank
+        super().__init__(features, spec)
+        self.vectors_only("a low-rank Gaussian")
+
+    def count(self) -> int:
+        return (2 + self.rank) * self.numel
+
+    def gaussian(self, numbers: Tensor) -> TorchDistributionMixin:
+        loc, raw, factor = numbers.split([self.numel, self.numel, self.rank * self.numel], dim=-1)
+        scale = soft_bound(raw).exp()
+        columns = scale.unsqueeze(-1) * factor.unflatten(-1, (self.numel, self.rank))
+        normal: TorchDistributionMixin = dist.LowRankMultivariateNormal(loc, columns, scale.square())
+        return normal
+
+
+class DiagonalNormals(DiagonalNormal):
+    """M diagonal Gaussians, the components of a mixture: batch shape (\\*S, N, M).
+
+    Args:
+        components: M.
+    """
+
+    def __init__(self, features: int | None, spec: LatentSpec, components: int) -> None:
+        self.components = components
+        super().__init__(features, spec)
+
+    def count(self) -> int:
+        return self.components * super().count()
+
+    def gaussian(self, numbers: Tensor) -> TorchDistributionMixin:
+        return super().gaussian(numbers.unflatten(-1, (self.components, -1)))
+
+
+families: dict[str, type[Head]] = {"mean-field": DiagonalNormal, "full-rank": FullRankNormal}
+"""Heads by the name of the guide that is made of them."""

@@ -14,6 +14,7 @@ from pyro.infer import Trace_ELBO
 
 from ppl_vae import ELBO, Batch, scale_data, scale_latents
 from ppl_vae.errors import InputError
+from ppl_vae.handlers import apart
 
 
 def scales(program: Any, batch: Batch) -> dict[str, Any]:
@@ -25,10 +26,22 @@ def scales(program: Any, batch: Batch) -> dict[str, Any]:
 @pytest.mark.parametrize("factor", [3.0, 0.0])
 def test_latent_sites_alone_are_scaled_by_beta(name: str, factor: float) -> None:
     model, guide, batch = pair(name)
-    observed = {"x", "label", "mixture"}
+    observed = {"x", "label"}  # and not "mixture", a factor of the guide's log q
     for program in (model, guide):
         for site, scale in scales(scale_latents(factor)(program), batch).items():
             assert scale == (1.0 if site in observed else factor)
+
+
+def test_factors_of_a_guide_are_part_of_its_log_q_and_those_of_a_model_are_not() -> None:
+    """Pyro asks guides, and not models, whether what a factor is of is reparameterized."""
+
+    def program(batch: Batch, **options: Any) -> None:
+        with pyro.plate("data", batch.size, dim=-1):
+            pyro.factor("f", torch.zeros(batch.size), **options)
+
+    for options, wanted in (({}, 1.0), ({"has_rsample": True}, 3.0), ({"has_rsample": False}, 3.0)):
+        nodes = poutine.trace(scale_latents(3.0)(program)).get_trace(Batch(n=3), **options).nodes
+        assert nodes["f"]["scale"] == wanted
 
 
 @pytest.mark.parametrize("factor", [8.0, 0.5])
@@ -135,3 +148,33 @@ def test_scaled_minibatches_average_to_all_data() -> None:
     with torch.no_grad():
         small = torch.stack([loss.differentiable_loss(*parts) for parts in unscaled]).mean()
     assert float(whole - small) > 5.0
+
+
+# ---------------------------------------------------------------- apart
+
+
+def test_a_program_apart_is_neither_seen_nor_put_into_plates() -> None:
+    model, _, batch = pair("mean-field")
+    inner: list[Any] = []
+
+    def outer() -> None:
+        with pyro.plate("data", batch.size, dim=-1):
+            pyro.sample("mine", dist.Normal(torch.zeros(()), 1.0))
+            with apart():
+                inner.append(poutine.trace(model).get_trace(batch))
+            pyro.sample("too", dist.Normal(torch.zeros(()), 1.0))
+
+    with pyro.plate("left", 7, dim=-2):
+        seen = poutine.trace(scale_latents(3.0)(outer)).get_trace()
+    assert {n for n, site in seen.nodes.items() if site["type"] == "sample"} == {"data", "mine", "too"}
+    assert seen.nodes["mine"]["value"].shape == seen.nodes["too"]["value"].shape == (7, batch.size)
+    site = inner[0].nodes["z"]
+    assert (site["scale"], tuple(site["value"].shape)) == (1.0, (batch.size, 3))
+
+
+def test_plates_are_back_after_an_error_apart() -> None:
+    with pyro.plate("data", 3, dim=-1):
+        with pytest.raises(RuntimeError, match="inside"), apart():
+            raise RuntimeError("inside")
+        with pytest.raises(ValueError, match="collide"), pyro.plate("again", 3, dim=-1):
+            pass

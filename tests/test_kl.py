@@ -17,6 +17,11 @@ def full(n: int = 4) -> dist.MultivariateNormal:
     return dist.MultivariateNormal(torch.randn(n, D, dtype=torch.float64), scale_tril=tril)
 
 
+def low_rank(n: int = 4, rank: int = 2) -> dist.LowRankMultivariateNormal:
+    factor, diagonal = torch.randn(n, D, rank, dtype=torch.float64), torch.rand(n, D, dtype=torch.float64) + 0.1
+    return dist.LowRankMultivariateNormal(torch.randn(n, D, dtype=torch.float64), factor, diagonal)
+
+
 def diagonal(n: int = 4) -> dist.Independent:
     return dist.Normal(torch.randn(n, D).double(), torch.rand(n, D).double() + 0.3).to_event(1)
 
@@ -25,6 +30,30 @@ def test_full_rank_to_diagonal_equals_torchs_formula_between_full_ones() -> None
     q, p = full(), diagonal()
     same = dist.MultivariateNormal(p.base_dist.loc, scale_tril=p.base_dist.scale.diag_embed())
     torch.testing.assert_close(closed_form_kl(q, p), kl_divergence(q, same), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 5])
+def test_low_rank_to_diagonal_equals_torchs_formula_between_full_ones(rank: int) -> None:
+    q, p = low_rank(rank=rank), diagonal()
+    dense = dist.MultivariateNormal(q.loc, q.cov_diag.diag_embed() + q.cov_factor @ q.cov_factor.mT)
+    same = dist.MultivariateNormal(p.base_dist.loc, scale_tril=p.base_dist.scale.diag_embed())
+    torch.testing.assert_close(closed_form_kl(q, p), kl_divergence(dense, same), rtol=1e-10, atol=1e-10)
+    wide = closed_form_kl(q.expand(torch.Size([6, 4])), p)
+    torch.testing.assert_close(wide, kl_divergence(dense, same).expand(6, 4), rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_of_low_rank_are_torchs() -> None:
+    q, p = low_rank(), diagonal()
+    leaves = [t.clone().requires_grad_() for t in (q.loc, q.cov_factor, q.cov_diag, p.base_dist.loc, p.base_dist.scale)]
+    loc, factor, diag, prior_loc, prior_scale = leaves
+    ours = closed_form_kl(
+        dist.LowRankMultivariateNormal(loc, factor, diag), dist.Normal(prior_loc, prior_scale).to_event(1)
+    )
+    dense = dist.MultivariateNormal(loc, diag.diag_embed() + factor @ factor.mT)
+    theirs = kl_divergence(dense, dist.MultivariateNormal(prior_loc, scale_tril=prior_scale.diag_embed()))
+    torch.testing.assert_close(
+        torch.autograd.grad(ours.sum(), leaves), torch.autograd.grad(theirs.sum(), leaves), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_full_rank_to_diagonal_equals_its_monte_carlo_mean() -> None:

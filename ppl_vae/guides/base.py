@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import pyro
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -58,6 +58,11 @@ class Amortized(Guide):
     def distribution(self, batch: Batch, **latents: Tensor) -> Mapping[str, TorchDistributionMixin]:
         features = self.encoder(batch, **latents)
         return {name: head(features) for name, head in self.heads.items()}
+
+    def gaussians(self, features: Tensor) -> dict[str, TorchDistributionMixin]:
+        """What the heads make of features, before it is carried to the sites' supports."""
+        heads = cast("Mapping[str, Head]", self.heads)
+        return {name: head.gaussian(head.linear(features)) for name, head in heads.items()}
 
 
 def continuous_sites(guide: Guide, model: LatentModel) -> tuple[str, ...]:

@@ -1,0 +1,294 @@
+"""The semi-amortized guide: its steps, what they leave alone, and where gradients go."""
+
+import copy
+from typing import Literal
+
+import pyro
+import pytest
+import torch
+from programs import SHAPE, GlobalWeight, SemiSupervised, TwoLayer, binary_batch, vae
+from pyro import poutine
+from test_mixture import OnSupports
+from torch import Tensor
+
+from ppl_vae import ELBO, IWAE, Batch, InputError, LatentModel, guides, log_marginal, networks, pyro_pair, scale_latents
+from ppl_vae.testing import LinearGaussian, check_compiled, check_guide
+from ppl_vae.weights import sample_sites, score_site
+
+Family = Literal["mean-field", "full-rank"]
+FAMILIES: tuple[Family, ...] = ("mean-field", "full-rank")
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def guide_of(model: LatentModel, family: Family = "mean-field", **options: object) -> guides.SemiAmortized:
+    return guides.SemiAmortized(model, networks.encoder("mlp", SHAPE, (7,)), family, **options).double()  # type: ignore[arg-type]
+
+
+def amortized(guide: guides.SemiAmortized) -> guides.Amortized:
+    """The guide that it refines, sharing its parameters."""
+    start = copy.copy(guide)
+    start.__dict__ = {**guide.__dict__, "_buffers": {"noise": guide.noise[:0]}}
+    return start
+
+
+def log_joint(model: LatentModel, batch: Batch, values: dict[str, Tensor]) -> Tensor:
+    trace = poutine.trace(poutine.condition(model, data=values)).get_trace(batch)
+    return sum((score_site(site) for _, site in sample_sites(trace)), torch.zeros(()))
+
+
+def moments(q: object) -> tuple[Tensor, Tensor]:
+    return q.mean, q.covariance_matrix if hasattr(q, "covariance_matrix") else q.variance.diag_embed()  # type: ignore[attr-defined]
+
+
+@every_family
+@pytest.mark.parametrize("differentiate", [False, True])
+def test_the_contract(family: Family, differentiate: bool) -> None:
+    model = vae()
+    check_guide(guide_of(model, family, steps=3, differentiate=differentiate), model, binary_batch())
+
+
+@every_family
+def test_the_contract_with_two_sites(family: Family) -> None:
+    model = TwoLayer()
+    check_guide(guide_of(model, family, steps=2), model, binary_batch())
+
+
+def test_the_contract_on_other_supports() -> None:
+    model, batch = OnSupports(), Batch(x=torch.rand(5, 3, dtype=torch.float64))
+    check_guide(guides.SemiAmortized(model, networks.encoder("mlp", (3,), (9,)), steps=2).double(), model, batch)
+
+
+@every_family
+@pytest.mark.parametrize("differentiate", [False, True])
+def test_traced_steps_are_eager_steps(family: Family, differentiate: bool) -> None:
+    model = vae()
+    guide = guide_of(model, family, steps=2, differentiate=differentiate)
+    for objective in (ELBO(particles=2), IWAE(3)):
+        check_compiled(model, guide, objective, binary_batch(), steps=4)
+
+
+@every_family
+def test_a_step_is_the_natural_gradient_of_the_elbo(family: Family) -> None:
+    """Against the Fisher information of q, by automatic differentiation of KL(q ‖ q') at q' = q, and a gradient of the
+    ELBO at the guide's own noise."""
+    model, batch = vae(2), binary_batch(1)
+    guide = guide_of(model, family, steps=1, lr=1e-4, particles=2, largest=1e6)
+    q = amortized(guide).distribution(batch)["z"]
+    loc = q.mean[0].detach()
+    rows, columns = (torch.arange(2),) * 2 if family == "mean-field" else torch.tril_indices(2, 2)
+    scale = torch.linalg.cholesky(moments(q)[1][0].detach())
+
+    def gaussian(numbers: Tensor) -> torch.distributions.MultivariateNormal:
+        tril = torch.zeros(2, 2).double().index_put((rows, columns), numbers[2:])
+        return torch.distributions.MultivariateNormal(numbers[:2], scale_tril=tril)
+
+    start = torch.cat([loc, scale[rows, columns]])
+
+    def elbo(numbers: Tensor) -> Tensor:
+        now = gaussian(numbers)
+        z = now.loc + guide.noise[0] @ now.scale_tril.T
+        return (log_joint(model, batch, {"z": z.unsqueeze(1)}).squeeze(-1) - now.log_prob(z)).mean()
+
+    def divergence(numbers: Tensor) -> Tensor:
+        return torch.distributions.kl_divergence(gaussian(start), gaussian(numbers))
+
+    gradient = torch.autograd.functional.jacobian(elbo, start)
+    fisher = torch.autograd.functional.hessian(divergence, start)
+    wanted = gaussian(start + 1e-4 * torch.linalg.solve(fisher, gradient))
+    mean, covariance = moments(guide.distribution(batch)["z"])
+    torch.testing.assert_close((mean[0] - loc) / 1e-4, (wanted.mean - loc) / 1e-4, rtol=1e-3, atol=1e-6)
+    before = scale @ scale.T
+    # to first order in the step
+    torch.testing.assert_close(
+        (covariance[0] - before) / 1e-4, (wanted.covariance_matrix - before) / 1e-4, rtol=1e-2, atol=1e-3
+    )
+
+
+def constant(guide: guides.SemiAmortized, loc: Tensor, scale_tril: Tensor) -> None:
+    """Start from one Gaussian, whatever x."""
+    linear = guide.heads["z"].linear.linear
+    raw = 7.0 * torch.atanh(scale_tril.diagonal().log() / 7.0)
+    below = scale_tril[tuple(torch.tril_indices(len(loc), len(loc), offset=-1))]
+    with torch.no_grad():
+        linear.weight.zero_()
+        linear.bias.copy_(torch.cat([loc, raw, below]) if guide.family == "full-rank" else torch.cat([loc, raw]))
+
+
+def test_one_whole_step_meets_the_mean_of_a_gaussian_posterior() -> None:
+    """lr=1, S Sᵀ the posterior's covariance, mirrored noise, for which a quadratic's gradient by m is exact."""
+    oracle = LinearGaussian(data=5, latent=3)
+    guide = guides.SemiAmortized(
+        oracle, networks.encoder("mlp", (5,), (4,)), "full-rank", steps=1, lr=1.0, particles=2, largest=1e6
+    ).double()
+    constant(guide, torch.tensor([3.0, -2.0, 5.0]).double(), torch.linalg.cholesky(torch.linalg.inv(oracle.precision)))
+    x = oracle.simulate(6)
+    mean = guide.distribution(Batch(x=x))["z"].mean
+    torch.testing.assert_close(mean, oracle.posterior_mean(x), rtol=1e-10, atol=1e-10)
+
+
+@every_family
+def test_many_steps_find_the_best_of_the_family(family: Family) -> None:
+    """From N(5, I): KL(q ‖ p(z | x)) of the linear-Gaussian oracle, exactly, nears 0 or the mean-field gap."""
+    oracle = LinearGaussian(data=5, latent=2)
+    guide = guides.SemiAmortized(
+        oracle, networks.encoder("mlp", (5,), (4,)), family, steps=150, lr=0.1, particles=64
+    ).double()
+    constant(guide, torch.full((2,), 5.0).double(), torch.eye(2).double())
+    x = oracle.simulate(6)
+    mean, covariance = moments(guide.distribution(Batch(x=x))["z"])
+    q = torch.distributions.MultivariateNormal(mean, covariance)
+    gap = torch.distributions.kl_divergence(q, oracle.posterior(x))
+    wanted = 0.0 if family == "full-rank" else oracle.mean_field_gap()
+    assert bool(((gap - wanted).abs() < 0.02).all())
+
+
+@every_family
+def test_no_steps_leave_the_amortized_guide(family: Family) -> None:
+    model, batch = vae(), binary_batch()
+    guide = guide_of(model, family, steps=0)
+    plain = {"mean-field": guides.MeanField, "full-rank": guides.FullRank}[family](model, guide.encoder).double()
+    plain.heads.load_state_dict(guide.heads.state_dict())
+    for ours, theirs in zip(
+        moments(guide.distribution(batch)["z"]), moments(plain.distribution(batch)["z"]), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@every_family
+def test_a_long_step_is_shortened_to_standard_deviations_of_q(family: Family) -> None:
+    oracle = LinearGaussian(data=5, latent=2)
+    guide = guides.SemiAmortized(
+        oracle, networks.encoder("mlp", (5,), (4,)), family, steps=1, lr=10.0, largest=0.5
+    ).double()
+    constant(guide, torch.full((2,), 100.0).double(), 0.01 * torch.eye(2).double())
+    mean, _ = moments(guide.distribution(Batch(x=oracle.simulate(6)))["z"])
+    moved = (mean - 100.0).norm(dim=-1) / 0.01
+    assert bool((moved <= 0.5 + 1e-9).all())
+    assert bool((moved > 0.4).all())
+
+
+def test_q_is_a_function_of_x_whatever_the_seed_and_the_plates_around() -> None:
+    model, batch = vae(), binary_batch()
+    guide = guide_of(model, "full-rank")
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    alone = moments(guide.distribution(batch)["z"])
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(1)
+    with scale_latents(3.0), pyro.plate("left", 4, dim=-2), pyro.plate("data", 5, dim=-1):
+        among = moments(guide.distribution(batch)["z"])
+    with torch.no_grad():
+        without = moments(guide.distribution(batch)["z"])
+    part = moments(guide.distribution(batch.take(torch.tensor([3, 1])))["z"])
+    for k in range(2):
+        torch.testing.assert_close(among[k], alone[k], rtol=0, atol=0)
+        torch.testing.assert_close(without[k], alone[k].detach(), rtol=0, atol=0)
+        torch.testing.assert_close(part[k], alone[k][[3, 1]])
+
+
+def test_guides_of_one_size_have_the_same_noise_and_take_none_from_the_default_generator() -> None:
+    torch.manual_seed(0)
+    encoder, state = networks.encoder("mlp", SHAPE, (7,)), torch.get_rng_state()
+    plain = guides.MeanField(vae(), encoder)
+    after = torch.get_rng_state()
+    torch.set_rng_state(state)
+    noise = [guides.SemiAmortized(vae(), encoder, particles=3).noise for _ in range(2)]
+    assert torch.equal(noise[0], noise[1])
+    torch.set_rng_state(state)
+    vae(), guides.SemiAmortized(vae(), encoder)
+    del plain, after
+    assert tuple(noise[0].shape) == (5, 3, 3)
+    torch.testing.assert_close(noise[0][:, 2], -noise[0][:, 0])  # mirrored
+    assert not torch.equal(noise[0][0], noise[0][1])  # another in every step
+
+
+@every_family
+def test_the_model_learns_at_a_fixed_q_and_the_refinement_leaves_nothing(family: Family) -> None:
+    model, batch = vae(), binary_batch()
+    guide = guide_of(model, family)
+    guide.distribution(batch)
+    assert all(p.grad is None for p in [*model.parameters(), *guide.parameters()])
+    torch.manual_seed(0)
+    ELBO(particles=2, kl="monte-carlo").differentiable_loss(model, guide, batch).backward()
+    ours = [p.grad.clone() for p in model.parameters()]
+    q = guide.distribution(batch)["z"]
+    torch.manual_seed(0)
+    z = q.expand((2, 5)).rsample().detach()
+    wanted = torch.autograd.grad(-log_joint(model, batch, {"z": z}).mean(0).sum(), list(model.parameters()))
+    for a, b in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@every_family
+def test_differentiated_steps_give_the_exact_gradient(family: Family) -> None:
+    """Of the final ELBO by the encoder's and the model's parameters, against finite differences; undifferentiated steps
+    give another, which goes the same way."""
+    model, batch = vae(), binary_batch()
+    guide = guide_of(model, family, steps=3, lr=0.3)
+    objective = ELBO(particles=3, kl="monte-carlo")
+    parameters = [*guide.parameters(), *model.parameters()]
+    directions = [torch.randn_like(p) for p in parameters]
+
+    def value(step: float) -> float:
+        with torch.no_grad():
+            for p, d in zip(parameters, directions, strict=True):
+                p.add_(d, alpha=step)
+            torch.manual_seed(0)
+            loss = objective.loss(model, guide, batch)
+            for p, d in zip(parameters, directions, strict=True):
+                p.sub_(d, alpha=step)
+        return loss
+
+    def along(differentiate: bool) -> tuple[float, Tensor]:
+        guide.differentiate = differentiate
+        torch.manual_seed(0)
+        loss = objective.differentiable_loss(model, guide, batch)
+        gradients = torch.autograd.grad(loss, parameters)
+        slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
+        return slope, torch.cat([g.flatten() for g in gradients])
+
+    wanted = (value(1e-5) - value(-1e-5)) / 2e-5
+    exact, whole = along(True)
+    first_order, part = along(False)
+    assert exact == pytest.approx(wanted, rel=1e-6)
+    assert first_order != pytest.approx(wanted, rel=1e-3)
+    assert float(torch.cosine_similarity(whole, part, dim=0)) > 0.5
+
+
+def test_the_model_is_neither_owned_nor_saved() -> None:
+    model = vae()
+    guide = guide_of(model)
+    ours = {id(t) for t in [*guide.parameters(), *guide.buffers()]}
+    assert not ours & {id(t) for t in [*model.parameters(), *model.buffers()]}
+    assert not [name for name in guide.state_dict() if "decoder" in name or "model" in name]
+    together, alone = copy.deepcopy((model, guide)), copy.deepcopy(guide)
+    assert together[1]._model[0] is together[0]
+    assert alone._model[0] is not model
+
+
+def test_evaluation_and_pyro_take_it() -> None:
+    model, batch = vae(), binary_batch()
+    guide = guide_of(model)
+    whole = log_marginal(model, guide, batch, 200, seed=0)
+    parts = log_marginal(model, guide, batch, 200, chunk=7, seed=0)
+    assert whole.mean < 0
+    assert parts.mean == pytest.approx(whole.mean, abs=0.5)
+    svi = pyro.infer.SVI(*pyro_pair(model, guide), pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO())
+    before = [p.clone() for p in [*model.parameters(), *guide.parameters()]]
+    svi.step(batch)
+    assert all(not torch.equal(a, b) for a, b in zip(before, [*model.parameters(), *guide.parameters()], strict=True))
+
+
+def test_what_it_is_not_for_is_refused() -> None:
+    for option, value in (("steps", -1), ("steps", 1.0), ("particles", 0), ("particles", True)):
+        with pytest.raises(InputError, match=f"{option}={value!r} must be a whole number"):
+            guide_of(vae(), **{option: value})
+    for option, number in (("lr", 0.0), ("lr", float("nan")), ("largest", -1.0), ("lr", "0.1")):
+        with pytest.raises(InputError, match=f"{option}={number!r} must be a number above 0"):
+            guide_of(vae(), **{option: number})
+    with pytest.raises(InputError, match="family='low-rank' is not known"):
+        guide_of(vae(), "low-rank")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="'w' of GlobalWeight is shared by all data"):
+        guide_of(GlobalWeight())
+    with pytest.raises(InputError, match="discrete"):
+        guide_of(SemiSupervised())
