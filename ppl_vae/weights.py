@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import pyro
@@ -15,7 +16,9 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
+from .compiled import swapped
 from .errors import InputError
+from .stopping import Stopped, leaves
 from .validation import validation
 
 __all__ = ["LogWeights", "Program", "check_pair", "log_weights", "particle_plate"]
@@ -34,6 +37,18 @@ class Pair(NamedTuple):
     mask: Any
 
 
+class Copy(NamedTuple):
+    """A draw as it entered the terms of log w: a copy of the value that later draws depend on.
+
+    Args:
+        value: (\\*C, K, N, \\*event).
+        event_dim: how many dimensions an event has.
+    """
+
+    value: Tensor
+    event_dim: int
+
+
 class LogWeights(NamedTuple):
     """What `log_weights` returns. Every tensor is in nats and broadcasts to (\\*C, K, N): K particles, N data, and to
     the left a dimension C for each enumerated site.
@@ -50,6 +65,9 @@ class LogWeights(NamedTuple):
         rigid: guide sites that were drawn without reparameterization: no gradient passes through their value.
         particles: K.
         size: N.
+        copies: under `stop_guide`, what every reparameterized site of the guide drew, auxiliary ones too, as it entered
+            log p and log q; empty otherwise. The gradient of log w reaches a draw through its copy, and the gradient
+            that a draw hands on to those it was made from does not pass the copy.
     """
 
     log_likelihood: Tensor
@@ -63,6 +81,7 @@ class LogWeights(NamedTuple):
     rigid: tuple[str, ...]
     particles: int
     size: int
+    copies: Mapping[str, Copy] = MappingProxyType({})
 
     @property
     def log_joint(self) -> Tensor:
@@ -113,7 +132,15 @@ def particle_plate(particles: int) -> AbstractContextManager[Any]:
     return plate
 
 
-def log_weights(model: Program, guide: Program, *args: Any, particles: int = 1, **kwargs: Any) -> LogWeights:
+def log_weights(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    particles: int = 1,
+    stop_guide: bool = False,
+    enumerate: bool = True,
+    **kwargs: Any,
+) -> LogWeights:
     r"""Draw z_k ~ q(z | x) K times for every datum, and score guide and model.
 
     .. math:: \log w_{kn} = \log p(x_n, z_{kn}) - \log q(z_{kn} \mid x_n)
@@ -126,6 +153,14 @@ def log_weights(model: Program, guide: Program, *args: Any, particles: int = 1, 
         model, guide: Pyro programs with one data plate at dimension -1.
         args, kwargs: handed to both, a `Batch` for programs of this package.
         particles: K.
+        stop_guide: stop the guide's parameters inside of log q: the gradient of log w with respect to them is then that
+            of z_k alone, ∂ log w / ∂z · ∂z/∂φ, without -∂ log q(z; φ)/∂φ at fixed z, whose mean is 0 (under weights of
+            equal size). The guide runs a second time, replayed on copies of its draws, with every parameter detached
+            (`Stopped`), and log q is computed inside of that run, since conditional transforms call their networks no
+            sooner. Of enumerated sites log q keeps its gradient, and so do factors of the guide: they are no densities
+            of draws. Values are as without, to the rounding of a flow's inverse; where gradients are switched off
+            there is no second run.
+        enumerate: False draws every site, those that the guide marks for enumeration too.
 
     Returns:
         `LogWeights`, with tensors of shape (K, N), or (C, K, N) where a site of the guide is marked
@@ -134,11 +169,15 @@ def log_weights(model: Program, guide: Program, *args: Any, particles: int = 1, 
     Draws are equal to Pyro's after equal seeds: `Trace_ELBO(num_particles=K, vectorize_particles=True,
     max_plate_nesting=1)` takes the same stream of random numbers.
     """
-    model_trace, guide_trace = _trace_pair(model, guide, args, kwargs, particles)
+    if stop_guide and torch.is_grad_enabled():
+        return _score_stopped(model, guide, args, kwargs, particles)
+    model_trace, guide_trace = _trace_pair(model, guide, args, kwargs, particles, enumerate)
     return _score(model_trace, guide_trace, particles)
 
 
-def check_pair(model: Program, guide: Program, *args: Any, unscaled: bool = False, **kwargs: Any) -> None:
+def check_pair(
+    model: Program, guide: Program, *args: Any, unscaled: bool = False, stop_guide: bool = False, **kwargs: Any
+) -> None:
     """Run the pair once with every validation on, and raise `InputError` naming the site at which it breaks a rule.
 
     With validation off these pass in silence: a guide that misses a site (the prior then stands in for it), a site
@@ -147,6 +186,9 @@ def check_pair(model: Program, guide: Program, *args: Any, unscaled: bool = Fals
 
     Args:
         unscaled: also refuse sites under a scale, for objectives that ignore it.
+        stop_guide: also refuse a guide that `log_weights(..., stop_guide=True)` could not run a second time: one that
+            takes random numbers besides its draws, as dropout does, cannot score what it drew, or has a parameter that
+            is not stopped.
     """
     with _untouched(model, guide, args), torch.no_grad(), validation(True):
         # an unusual number of particles: it must not agree by chance with the size of the data or of an event
@@ -158,6 +200,8 @@ def check_pair(model: Program, guide: Program, *args: Any, unscaled: bool = Fals
             if unscaled:
                 _refuse_scales(model_trace, guide_trace)
             weights = _score(model_trace, guide_trace, particles)
+            if stop_guide:
+                _check_second_run(guide, args, kwargs, particles)
         except (ValueError, RuntimeError, IndexError) as error:
             if isinstance(error, InputError):
                 raise
@@ -207,14 +251,121 @@ def _refuse_scales(*traces: Trace) -> None:
 
 
 def _trace_pair(
-    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], particles: int
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    particles: int,
+    enumerate: bool = True,
 ) -> tuple[Trace, Trace]:
+    with _plates(guide, args, kwargs, particles, enumerate):
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = _run_on(model, guide_trace, args, kwargs)
+    return model_trace, guide_trace
+
+
+@contextmanager
+def _plates(
+    guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], particles: int, enumerate: bool = True
+) -> Iterator[None]:
     if particles < 1:
         raise InputError(f"particles={particles} draws nothing; give 1 or more")
-    with particle_plate(particles), _enumeration(guide, args, kwargs, particles):
+    with particle_plate(particles), _enumeration(guide, args, kwargs, particles) if enumerate else nullcontext():
+        yield
+
+
+def _run_on(program: Program, draws: Trace, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+    return poutine.trace(poutine.replay(program, trace=draws)).get_trace(*args, **kwargs)
+
+
+def _score_stopped(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], particles: int
+) -> LogWeights:
+    again = _again(guide)
+    with _plates(guide, args, kwargs, particles):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    return model_trace, guide_trace
+        copied = _replaced(guide_trace, _copied)
+        model_trace = _run_on(model, copied, args, kwargs)
+        with again(), Stopped():
+            stopped = {name: score_site(site) for name, site in sample_sites(_run_on(guide, copied, args, kwargs))}
+        factors = {name: stopped[name] for name, site in sample_sites(guide_trace) if site["is_observed"]}
+        if factors:
+            # a factor's parameters are not stopped: their part of the gradient, at fixed draws, is added
+            fixed = _replaced(guide_trace, lambda value: value.detach())
+            with again():
+                free = dict(sample_sites(_run_on(guide, fixed, args, kwargs)))
+            for name, term in factors.items():
+                direct = score_site(free[name])
+                stopped[name] = term + (direct - direct.detach())
+    sites = dict(sample_sites(copied))
+    copies = {name: Copy(site["value"], site["fn"].event_dim) for name, site in sites.items() if _is_drawn(site)}
+    for name in [name for name in stopped if name not in copies and name not in factors]:
+        del stopped[name]  # enumerated
+    return _score(model_trace, guide_trace, particles, stopped)._replace(copies=copies)
+
+
+def _is_drawn(site: Any) -> bool:
+    return not site["is_observed"] and site["infer"].get("_enumerate_dim") is None
+
+
+def _copied(value: Tensor) -> Tensor:
+    # what is scored is a copy: weights that an estimator puts on a draw's gradient would else be passed twice where
+    # another site is drawn from it, and the cache of an unconditional transform would know the draw, live graph and all
+    return value.view_as(value)
+
+
+def _replaced(trace: Trace, by: Callable[[Tensor], Tensor]) -> Trace:
+    """The trace with other values of what was drawn."""
+    other = trace.copy()
+    for name, site in sample_sites(trace):
+        if _is_drawn(site):
+            replaced: Any = {**site, "value": by(site["value"])}
+            other.nodes[name] = replaced
+    return other
+
+
+def _again(guide: Program) -> Callable[[], AbstractContextManager[None]]:
+    """Lets a guide run again as it would run now: what a run changes in its buffers, running averages or a power
+    iteration, is neither seen by another run inside nor changed once more."""
+    if not isinstance(guide, torch.nn.Module):
+        return nullcontext
+    before = {id(b): b.clone() for b in guide.buffers()}
+    return lambda: swapped(guide, {own: b.clone() for own, b in before.items()})
+
+
+def _check_second_run(guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], particles: int) -> None:
+    with _plates(guide, args, kwargs, particles):
+        draws = _replaced(poutine.trace(guide).get_trace(*args, **kwargs), _copied)
+        before = _random_states(guide, args)
+        with torch.enable_grad(), Stopped() as stop:
+            try:
+                again = _run_on(guide, draws, args, kwargs)
+                scores = {name: score_site(site) for name, site in sample_sites(again) if _is_drawn(site)}
+            except (NotImplementedError, KeyError) as error:
+                raise InputError(
+                    "the guide cannot score its own draws a second time, a flow without an inverse for one: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+    if not all(torch.equal(a, b) for a, b in zip(before, _random_states(guide, args), strict=True)):
+        raise InputError(
+            "the guide takes random numbers besides those of its sample sites, as dropout does: its second run, on "
+            "the same draws, would be of another q; switch the dropout off (guide.eval()), or make its noise a sample "
+            'site with infer={"is_auxiliary": True}'
+        )
+    names = {id(p): f" {name!r}" for name, p in guide.named_parameters()} if isinstance(guide, torch.nn.Module) else {}
+    for name, score in scores.items():
+        for leaf in leaves(score):
+            if not any(leaf is own for own in stop.made):
+                raise InputError(
+                    f"log q of site {name!r} keeps the gradient of the parameter{names.get(id(leaf), '')} of shape "
+                    f"{tuple(leaf.shape)}, which was to be stopped: compute what depends on it inside of the guide's "
+                    "call, by operations of torch"
+                )
+
+
+def _random_states(*things: Any) -> list[Tensor]:
+    devices = {t.device for t in _tensors(*things) if t.device.type == "cuda"}
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
 
 
 _enumerates: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -252,7 +403,13 @@ def _untouched(*things: Any) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def _score(model_trace: Trace, guide_trace: Trace, particles: int) -> LogWeights:
+def _score(
+    model_trace: Trace, guide_trace: Trace, particles: int, scored: Mapping[str, Tensor] = MappingProxyType({})
+) -> LogWeights:
+    """
+    Args:
+        scored: log q of guide sites for which it is known already.
+    """
     likelihood: Tensor | None = None
     log_prior: dict[str, Tensor] = {}
     log_guide: dict[str, Tensor] = {}
@@ -265,7 +422,7 @@ def _score(model_trace: Trace, guide_trace: Trace, particles: int) -> LogWeights
 
     guide_sites = dict(sample_sites(guide_trace))
     for name, site in guide_sites.items():
-        log_guide[name] = score_site(site)
+        log_guide[name] = scored[name] if name in scored else score_site(site)
         if site["infer"].get("_enumerate_dim") is not None:
             enumerated.append(name)
         elif not getattr(site["fn"], "has_rsample", False):

@@ -73,20 +73,12 @@ class ELBO(Objective):
         self.refuse_rigid(w)
         kl = self._kl(w)
         # a weight of 1 multiplies exactly; β comes last, in the KL's precision and not in the buffer's
-        loss = self._mean(w, self.beta * (self.kl_weight * kl) - w.log_likelihood)
+        loss = expected(w, self.beta * (self.kl_weight * kl) - w.log_likelihood)
         with torch.no_grad():
             # detached too: with one particle the mean is a view, which keeps its graph even here
-            log_likelihood = self._mean(w, w.log_likelihood.detach())
-            kl_mean = self._mean(w, kl.detach())
+            log_likelihood = expected(w, w.log_likelihood.detach())
+            kl_mean = expected(w, kl.detach())
         return Terms(loss, {"elbo": log_likelihood - kl_mean, "kl": kl_mean, "log_likelihood": log_likelihood})
-
-    def _mean(self, w: LogWeights, value: Tensor) -> Tensor:
-        """Expectation over enumerated classes, mean over particles: (\\*C, K, N) -> (N,)."""
-        if w.enumerated:
-            value = w.log_q_enumerated.exp() * value
-            value = value.sum(tuple(range(value.dim() - 2)))
-        value = value.expand(w.particles, w.size)
-        return value.mean(0) if w.particles > 1 else value.squeeze(0)
 
     def _kl(self, w: LogWeights) -> Tensor:
         """Σ over latent sites of log q - log p or its closed form, (\\*C, K, N)."""
@@ -123,3 +115,12 @@ class ELBO(Objective):
 
     def extra_repr(self) -> str:
         return f"beta={self.beta:g}, particles={self.particles}, kl={self.kl!r}"
+
+
+def expected(w: LogWeights, value: Tensor) -> Tensor:
+    """Expectation over enumerated classes, mean over particles: (\\*C, K, N) -> (N,)."""
+    if w.enumerated:
+        value = w.log_q_enumerated.exp() * value
+        value = value.sum(tuple(range(value.dim() - 2)))
+    value = value.expand(w.particles, w.size)
+    return value.mean(0) if w.particles > 1 else value.squeeze(0)
