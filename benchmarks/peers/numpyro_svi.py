@@ -65,7 +65,8 @@ class Numpyro:
     """
     Args:
         in_xla: n steps are one `lax.fori_loop` under `jax.jit`, as an epoch is in NumPyro's VAE example; no Python runs
-            between them. Else each step is one call from Python.
+            between them. Else each step is one call from Python. On a CPU XLA was seen to take several times as long
+            for convolutions inside of a loop as outside: size E is not for the loop.
     """
 
     def __init__(self, size: Size, x: NDArray[np.float32], in_xla: bool = False) -> None:
