@@ -39,9 +39,9 @@ def eye(size: int) -> Tensor:
 
 
 class UnknownMean(LatentModel):
-    """w ~ N(0, 2² I), z_n ~ N(w, 0.8² I), x_n ~ N(z_n, 0.5² I)."""
+    """w ~ N(0, 2² I), z_n ~ N(w, 0.6² I), x_n ~ N(z_n, I)."""
 
-    prior, within, noise = 2.0, 0.8, 0.5
+    prior, within, noise = 2.0, 0.6, 1.0
 
     def __init__(self, size: int = 2) -> None:
         super().__init__()
@@ -435,8 +435,8 @@ def test_trained_on_minibatches_it_reaches_the_log_evidence(given: tuple[str, ..
     torch.manual_seed(0)
     local = guides.MeanField(datum_part(model), Identity(4 if given else 2))
     guide = Combined(model, local, given=given).double()
-    optim = torch.optim.Adam(guide.parameters(), 0.02)
-    steps = 2500
+    optim = torch.optim.Adam(guide.parameters(), 0.05)
+    steps = 3000
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
     objective = ELBO(kl="monte-carlo", data_size=n)
     for step in range(steps):
@@ -444,7 +444,7 @@ def test_trained_on_minibatches_it_reaches_the_log_evidence(given: tuple[str, ..
             epoch = torch.randperm(n).split(20)
         rows = epoch[step % 3]
         optim.zero_grad()
-        (n / 20 * objective.differentiable_loss(model, guide, batch.take(rows))).backward()
+        objective.differentiable_loss(model, guide, batch.take(rows)).div(20).backward()
         optim.step()
         schedule.step()
     with torch.no_grad():
@@ -453,5 +453,5 @@ def test_trained_on_minibatches_it_reaches_the_log_evidence(given: tuple[str, ..
     # of the joint posterior's precision: half of log Π diagonal - log det
     across, own, top = -(model.within**-2), model.within**-2 + model.noise**-2, model.prior**-2 + n * model.within**-2
     known = 2 * 0.5 * (math.log(top) - math.log(top - n * across**2 / own))
-    assert known > 0.5
-    assert abs(gap - (known if lower else 0.0)) < 0.05
+    assert known > 1.0
+    assert abs(gap - (known if lower else 0.0)) < 0.15  # of 60 data: 0.0025 nats a datum

@@ -324,7 +324,7 @@ def test_what_top_down_refuses() -> None:
         guides.TopDown(TwoLayer(), encoder, family="full-rank", merge="precision")
 
 
-def trained_gap(guide: Guide, chain: LinearGaussianChain, steps: int, lr: float = 0.02) -> float:
+def trained_gap(guide: Guide, chain: LinearGaussianChain, steps: int = 800, lr: float = 0.05) -> float:
     """Mean log p(x) - ELBO after training, in nats."""
     batch = Batch(x=chain.simulate(256))
     optim = torch.optim.Adam(guide.parameters(), lr)
@@ -333,6 +333,8 @@ def trained_gap(guide: Guide, chain: LinearGaussianChain, steps: int, lr: float 
     for _ in range(steps):
         optim.zero_grad()
         objective.differentiable_loss(chain, guide, batch).div(256).backward()
+        # the first gradients are of hundreds of nats, and Adam would remember them
+        torch.nn.utils.clip_grad_norm_(guide.parameters(), 5.0)
         optim.step()
         schedule.step()
     with torch.no_grad():
@@ -345,7 +347,7 @@ def trained_gap(guide: Guide, chain: LinearGaussianChain, steps: int, lr: float 
 def test_trained_it_reaches_log_px(kind: type[Guide]) -> None:
     chain = LinearGaussianChain(latent=(3, 2))
     torch.manual_seed(0)
-    assert abs(trained_gap(affine(kind, chain), chain, 1500)) < 0.01
+    assert abs(trained_gap(affine(kind, chain), chain)) < 0.01
 
 
 @pytest.mark.slow
@@ -353,7 +355,7 @@ def test_trained_with_networks_it_reaches_log_px() -> None:
     chain = LinearGaussianChain(latent=(3, 2))
     torch.manual_seed(0)
     guide = guides.TopDown(chain, networks.encoder("mlp", (4,), (32,)), "full-rank").double()
-    assert abs(trained_gap(guide, chain, 3000, 0.01)) < 0.02
+    assert abs(trained_gap(guide, chain, 1500, 0.02)) < 0.02
 
 
 @pytest.mark.slow
@@ -361,6 +363,6 @@ def test_trained_with_networks_it_reaches_log_px() -> None:
 def test_trained_without_the_dependence_the_known_gap_is_left(kind: type[Guide], independent: str) -> None:
     chain = LinearGaussianChain(latent=(3, 2))
     torch.manual_seed(0)
-    gap = trained_gap(kind(chain, Identity(4)).double(), chain, 1500)  # type: ignore[call-arg]
+    gap = trained_gap(kind(chain, Identity(4)).double(), chain)  # type: ignore[call-arg]
     assert chain.gap(independent) > 0.5
     assert abs(gap - chain.gap(independent)) < 0.02
