@@ -77,18 +77,19 @@ class Shared(Guide):
         self.sites = tuple(latents)
         self.scores_given = family != "point"
         kind: type[Head] = FullRankNormal if family == "full-rank" else DiagonalNormal
-        self.heads = nn.ModuleDict({name: kind(None, spec) for name, spec in latents.items()})
-        self.loc = nn.ParameterDict({name: _free(name, self.heads[name], start.get(name)) for name in latents})
+        heads = {name: kind(None, spec) for name, spec in latents.items()}
+        self.heads = nn.ModuleDict(heads)
+        self.loc = nn.ParameterDict({name: _free(name, heads[name], start.get(name)) for name in latents})
         # what a head takes beside the location: log-scales and, below the diagonal of L, zeros
         raw = LOG_SCALE_BOUND * math.atanh(math.log(scale) / LOG_SCALE_BOUND)
         self.spread = nn.ParameterDict()
         self.slope = nn.ParameterDict()
-        for i, name in enumerate(latents if family != "point" else ()):
-            size = self.heads[name].numel
-            self.spread[name] = nn.Parameter(torch.zeros(self.heads[name].outputs - size))
+        for i, (name, head) in enumerate(heads.items() if family != "point" else ()):
+            size = head.numel
+            self.spread[name] = nn.Parameter(torch.zeros(head.outputs - size))
             with torch.no_grad():
                 self.spread[name][:size] = raw
-            before = sum(self.heads[other].numel for other in self.sites[:i])
+            before = sum(heads[other].numel for other in self.sites[:i])
             if family == "full-rank" and before:
                 self.slope[name] = nn.Parameter(torch.zeros(size, before))
 
@@ -98,7 +99,7 @@ class Shared(Guide):
         for name in self.sites:
             draws[name] = pyro.sample(name, self._site(name, off))
             if self.slope:
-                transform = self.heads[name].transform
+                transform = self._head(name).transform
                 off.append((draws[name] if transform is None else transform.inv(draws[name])) - self.loc[name])
         return draws
 
@@ -108,7 +109,7 @@ class Shared(Guide):
         return {name: self._site(name, []) for name in self.sites}
 
     def _site(self, name: str, off: list[Tensor]) -> TorchDistributionMixin:
-        head, loc = self.heads[name], self.loc[name]
+        head, loc = self._head(name), self.loc[name]
         if self.family == "point":
             value = loc.reshape(head.free_shape)
             point: TorchDistributionMixin = dist.Delta(
@@ -119,6 +120,11 @@ class Shared(Guide):
             loc = loc + join(*off) @ self.slope[name].T
         q: TorchDistributionMixin = head.to_support(head.gaussian(join(loc, self.spread[name])))
         return q
+
+    def _head(self, name: str) -> Head:
+        head = self.heads[name]
+        assert isinstance(head, Head)
+        return head
 
     def extra_repr(self) -> str:
         return f"family={self.family!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import pyro
 import pyro.distributions as dist
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..core import LatentModel, LatentSpec
+from ..errors import choose
 
 __all__ = ["LinearGaussianChain"]
 
@@ -120,11 +122,14 @@ class LinearGaussianChain(LatentModel):
         latent, x = slice(0, self.parts["x"].start), self.parts["x"]
         cross = self.covariance[latent, x]
         inside = self.covariance[latent, latent] - cross @ torch.linalg.solve(self.covariance[x, x], cross.T)
-        return torch.linalg.inv(inside)
+        precision: Tensor = torch.linalg.inv(inside)
+        return precision
 
-    def gap(self, independent: str = "numbers") -> float:
+    def gap(self, independent: Literal["numbers", "sites"] = "numbers") -> float:
         """The least KL(q ‖ p(z | x)) in nats of a Gaussian q, the same for every x, in which "numbers" are independent,
         or "sites" are: ½ (Σ log det Λ_bb - log det Λ) over the blocks b."""
+        if independent not in ("numbers", "sites"):
+            raise choose("independent", independent, ("numbers", "sites"))
         precision = self.precision
         blocks = [slice(i, i + 1) for i in range(len(precision))]
         if independent == "sites":
