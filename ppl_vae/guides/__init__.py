@@ -2,18 +2,40 @@
 
 from .base import Amortized, guides
 from .combined import Combined, datum_part
+from .flow import Flow
 from .full_rank import FullRank
 from .hierarchical import BottomUp, TopDown
+from .householder import Householder
+from .inverse_autoregressive import InverseAutoregressive
+from .local import Local
+from .low_rank import LowRank
 from .mean_field import MeanField
+from .mixture import Mixture
+from .planar import Planar
+from .radial import Radial
+from .semi_amortized import SemiAmortized
 from .shared import Shared
+from .spline import Spline
+from .sylvester import Sylvester
 
 __all__ = [
     "Amortized",
     "BottomUp",
     "Combined",
+    "Flow",
     "FullRank",
+    "Householder",
+    "InverseAutoregressive",
+    "Local",
+    "LowRank",
     "MeanField",
+    "Mixture",
+    "Planar",
+    "Radial",
+    "SemiAmortized",
     "Shared",
+    "Spline",
+    "Sylvester",
     "TopDown",
     "datum_part",
     "guides",
