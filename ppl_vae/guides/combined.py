@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ..batch import Batch
@@ -18,7 +19,10 @@ __all__ = ["Combined", "DatumPart", "datum_part"]
 
 
 class DatumPart(LatentModel):
-    """What a model declares of each datum's latents: a declaration that guides are built from, and no program.
+    """What a model declares of each datum's latents, for guides to be built from.
+
+    Its program is the model's, for guides that look at it, with the shared latents known: who runs it gives their
+    values, as by `poutine.condition`. It does not own the model's parameters.
 
     Attributes:
         given: the latents shared by all data, of which a datum's may be children.
@@ -28,15 +32,32 @@ class DatumPart(LatentModel):
         super().__init__()
         self.latents = {name: spec for name, spec in model.latents.items() if spec.scope == "datum"}
         self.given = tuple(name for name in model.latents if name not in self.latents)
+        self._model = (model,)  # in a tuple: run, but neither moved nor saved with this
 
     def forward(self, batch: Batch) -> Tensor:
-        raise InputError(
-            "datum_part(model) only declares latents, for guides that are built from these: it cannot be run"
-        )
+        with _Known(self.given):
+            x: Tensor = self._model[0](batch)
+        return x
+
+
+class _Known(Messenger):
+    """Refuses to draw some sites."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    # after the message, when handlers around this one have had their say
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names and not msg["is_observed"]:
+            raise InputError(
+                f"a guide runs the model, and {msg['name']!r}, which all data share, is not known to it; give it by "
+                f"Combined(..., given={tuple(self.names)!r})"
+            )
 
 
 def datum_part(model: LatentModel) -> DatumPart:
-    """The declaration of a model's latents of each datum, from which to build the guide that `Combined` takes."""
+    """What a model declares of each datum's latents, from which to build the guide that `Combined` takes."""
     return DatumPart(model)
 
 

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from affine import Identity, numbers, set_gaussian
-from programs import GlobalWeight, TwoLayer, binary_batch
+from programs import GlobalWeight, TwoLayer
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -422,8 +422,20 @@ def test_what_combined_refuses() -> None:
 
     with pytest.raises(InputError, match=r"given=\('w',\): Deaf takes no values of other latents"):
         Combined(model, Deaf(), given=("w",))
-    with pytest.raises(InputError, match="only declares latents"):
-        part(binary_batch())
+
+
+def test_a_guide_that_runs_the_model_has_to_know_what_is_shared() -> None:
+    model, batch = GlobalWeight(), Batch(x=torch.randn(5, 6, dtype=torch.float64))
+
+    def guide(given: tuple[str, ...]) -> Combined:
+        encoder = networks.encoder("mlp", (6,), (5,), latents=6 * len(given))
+        return Combined(model, guides.SemiAmortized(datum_part(model), encoder, steps=2), given=given).double()
+
+    check_guide(guide(("w",)), model, batch)
+    with pytest.raises(InputError, match=r"'w', which all data share, is not known to it; .*given=\('w',\)"):
+        guide(())(batch)
+    ours = {p.data_ptr() for p in guide(("w",)).parameters()}
+    assert not ours & {p.data_ptr() for p in model.parameters()}
 
 
 @pytest.mark.slow
