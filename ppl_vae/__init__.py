@@ -13,7 +13,7 @@ from .evaluate import evaluate, log_marginal
 from .fit import FitResult, fit
 from .handlers import scale_data, scale_latents
 from .interop import pyro_pair
-from .objectives import ELBO, IWAE, Objective, Renyi
+from .objectives import ELBO, IWAE, STL, DReG, Objective, Renyi, ScoreFunction
 from .runs import Run, load_weights, open_run
 from .svi import CompiledSVI
 from .weights import LogWeights, check_pair, log_weights
@@ -21,12 +21,14 @@ from .weights import LogWeights, check_pair, log_weights
 __all__ = [
     "ELBO",
     "IWAE",
+    "STL",
     "Batch",
     "Comparison",
     "CompileReport",
     "CompileWarning",
     "CompiledSVI",
     "Conditional",
+    "DReG",
     "DataSet",
     "Encoder",
     "FitResult",
@@ -41,6 +43,7 @@ __all__ = [
     "Renyi",
     "Run",
     "RunError",
+    "ScoreFunction",
     "build",
     "check_pair",
     "compare",
