@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .core import Guide, LatentModel
+from .core import Encoder, Guide, LatentModel
 from .data import DataSet
 from .errors import InputError, choose
 from .guides import guides
@@ -19,10 +19,26 @@ from .likelihoods import Likelihood, likelihoods
 from .models import models
 from .networks import Condition, decoder, encoder, kinds
 from .objectives import Objective, objectives
+from .options import check_options, construct, label
 
-__all__ = ["DataSpec", "PairConfig", "build", "build_objective", "units_for"]
+__all__ = [
+    "DataSpec",
+    "PairConfig",
+    "build",
+    "build_encoder",
+    "build_guide",
+    "build_model",
+    "build_objective",
+    "check_objective_options",
+    "units_for",
+]
 
 T = TypeVar("T")
+
+# Arguments that are given to a part, and are none of its options.
+_TO_GUIDE = ("model", "encoder", "size")
+_TO_MODEL = ("decoder", "likelihood", "latent", "condition")
+_TO_OBJECTIVE = ("model", "size")
 
 _AVERAGED = 10_000
 
@@ -36,9 +52,10 @@ class PairConfig:
         network: "mlp", "conv" or "residual", of encoder and decoder.
         latent: dimensions of z.
         hidden: widths of the hidden layers from x to the features; the decoder has them backwards.
+        guide_options, model_options: further arguments of the guide's and the model's constructors.
 
     Raises:
-        InputError: an unknown name, a size that is none.
+        InputError: an unknown name, a size that is none, an option that a part does not take, or of another type.
     """
 
     model: str = "vae"
@@ -47,6 +64,8 @@ class PairConfig:
     network: Literal["mlp", "conv", "residual"] = "mlp"
     latent: int = 8
     hidden: tuple[int, ...] = (256,)
+    guide_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    model_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for kind, registry in (("model", models), ("guide", guides), ("likelihood", likelihoods)):
@@ -60,6 +79,25 @@ class PairConfig:
         if not widths or any(not isinstance(w, int) or isinstance(w, bool) or w < 1 for w in widths):
             raise InputError(f"hidden={self.hidden!r} must be one width or more, each 1 or more: (256,)")
         object.__setattr__(self, "hidden", tuple(widths))
+        for kind, part, given in (
+            ("guide", guides.get(self.guide), _TO_GUIDE),
+            ("model", models.get(self.model), _TO_MODEL),
+        ):
+            options = getattr(self, f"{kind}_options")
+            if not isinstance(options, Mapping):
+                raise InputError(f"{kind}_options={options!r} must be a mapping from names to values")
+            checked = check_options(kind, getattr(self, kind), part, options, given)
+            object.__setattr__(self, f"{kind}_options", checked)
+
+    @property
+    def guide_label(self) -> str:
+        """The guide with its options: "low-rank:rank=3"."""
+        return label(self.guide, self.guide_options)
+
+    @property
+    def model_label(self) -> str:
+        """The model with its options."""
+        return label(self.model, self.model_options)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PairConfig:
@@ -83,6 +121,7 @@ class DataSpec:
         units: of the values that a batch holds, "binary", "unit", "levels" or "real".
         class_names: of `batch.y`; empty where there is none.
         context: width of `batch.context`, 0 where there is none.
+        size: number of data, for parts that keep something for each; 0 where it was not written down.
     """
 
     name: str
@@ -92,6 +131,7 @@ class DataSpec:
     units: str = "real"
     class_names: tuple[str, ...] = field(default=())
     context: int = 0
+    size: int = 0
 
     @classmethod
     def of(cls, data: DataSet) -> DataSpec:
@@ -104,6 +144,7 @@ class DataSpec:
             units=units,
             class_names=data.class_names,
             context=0 if data.context is None else data.context.shape[1],
+            size=len(data),
         )
 
     @classmethod
@@ -126,6 +167,8 @@ def units_for(likelihood: str, data: DataSet) -> Literal["unit", "levels", "raw"
 def build(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentModel, Guide]:
     """The pair, sized for the data and in their units.
 
+    The guide's constructor is given the model, and of an `encoder` and the `size` of the data what it asks for.
+
     Args:
         config: its parts.
         data: training data, whose averages (of at most 10,000) then standardize what goes into the encoder and comes
@@ -134,15 +177,19 @@ def build(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentModel, Gu
     Raises:
         InputError: parts that do not fit the data or each other.
     """
+    model, features = build_model(config, data)
+    size = data.size if isinstance(data, DataSpec) else len(data)
+    guide = build_guide(guides.get(config.guide), model, features, size, config.guide_options, config.guide)
+    return model, guide
+
+
+def build_model(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentModel, Encoder]:
+    """The model alone, and the encoder that a guide for it is given: the first half of `build`."""
     spec = data if isinstance(data, DataSpec) else DataSpec.of(data)
     likelihood = _likelihood(config.likelihood, spec)
-    x = None
-    if isinstance(data, DataSet):
-        # evenly spaced: averages need no more, and a large set of images would not fit as float32
-        rows = torch.linspace(0, len(data) - 1, min(len(data), _AVERAGED), dtype=torch.float64).long()
-        x = data.take(rows).fixed().batch().x
-        assert x is not None
-        likelihood.check(x, f"x of {data.description!r}")
+    x = None if isinstance(data, DataSpec) else _some(data)
+    if x is not None:
+        likelihood.check(x, f"x of {spec.description!r}")
         likelihood.standardize(x)
     model_class = models.get(config.model)
     given: dict[str, Any] = {}
@@ -154,8 +201,7 @@ def build(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentModel, Gu
             )
         given["condition"] = Condition(len(spec.class_names), spec.context)
     width = given["condition"].width if given else 0
-    loc, scale = _standardization(x, spec.shape)
-    features = encoder(config.network, spec.shape, config.hidden, loc=loc, scale=scale, **given)
+    features = _encoder(config, spec, x, given.get("condition"))
     decode = decoder(
         config.network,
         config.latent + width,
@@ -163,24 +209,104 @@ def build(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentModel, Gu
         likelihood.parameters_per_element,
         tuple(reversed(config.hidden)) if config.network == "mlp" else config.hidden,
     )
-    model = model_class(decode, likelihood, config.latent, **given)
-    guide = guides.get(config.guide)(model, features)
-    return model, guide
+    model = construct(
+        "model",
+        config.model,
+        model_class,
+        decode,
+        likelihood,
+        config.latent,
+        offered=given,
+        options=config.model_options,
+    )
+    return model, features
 
 
-def build_objective(name: str, **options: Any) -> Objective:
+def build_encoder(config: PairConfig, data: DataSet, condition: Condition | None = None) -> Encoder:
+    """The encoder that `build` would make, for a model of a person's own.
+
+    Args:
+        condition: what the model is conditioned on, and its encoder sees.
+    """
+    return _encoder(config, DataSpec.of(data), _some(data), condition)
+
+
+def build_guide(
+    part: Callable[..., nn.Module],
+    model: nn.Module,
+    encoder: Encoder,
+    size: int,
+    options: Mapping[str, Any] | None = None,
+    name: str | None = None,
+) -> Any:
+    """A guide from its class, or from a function of the model.
+
+    Args:
+        part: called with the model, and with `encoder` and `size` where it has arguments of these names.
+        model: what it is for.
+        encoder: features of a batch.
+        size: number of training data, for guides with parameters for each.
+        options: further arguments.
+        name: for messages.
+
+    Raises:
+        InputError: it asks for something else, or makes no module; a guide's own refusal of the model.
+    """
+    name = name or str(getattr(part, "__name__", type(part).__name__))
+    offered = {"encoder": encoder, "size": size}
+    guide = construct("guide", name, part, model, offered=offered, options=options)
+    if not isinstance(guide, nn.Module):
+        raise InputError(f"guide={name!r} made a {type(guide).__name__}; it must make a module, as a ppl_vae.Guide")
+    return guide
+
+
+def build_objective(name: str, model: nn.Module | None = None, size: int | None = None, **options: Any) -> Objective:
     """An objective by name, with the options that were given (those that are None were not).
+
+    Args:
+        name: its name.
+        model: for objectives that keep something of its latents.
+        size: number of training data, for objectives that keep something for each, and for models with latents that
+            all data share.
+        options: arguments of its constructor.
 
     Raises:
         InputError: an unknown name; an option that this objective does not take; a value that it refuses.
     """
+    part, checked = objectives.get(name), check_objective_options(name, **options)
+    offered: dict[str, Any] = {"model": model, "size": size}
+    offered = {key: value for key, value in offered.items() if value is not None}
+    if any(spec.scope != "datum" for spec in getattr(model, "latents", {}).values()):
+        offered["data_size"] = size
+    return construct("objective", name, part, offered=offered, options=checked)
+
+
+def check_objective_options(name: str, **options: Any) -> dict[str, Any]:
+    """The options that were given; what does not need model and data for it is tried out.
+
+    Raises:
+        InputError: as `build_objective`.
+    """
     part = objectives.get(name)
-    takes = [key for key in inspect.signature(part).parameters if key != "self"]
     given = {key: value for key, value in options.items() if value is not None}
-    for key, value in given.items():
-        if key not in takes:
-            raise InputError(f"{key}={value!r} does not fit objective={name!r}, which takes {', '.join(takes)}")
-    return part(**given)
+    checked = check_options("objective", name, part, given, _TO_OBJECTIVE)
+    if not set(_TO_OBJECTIVE) & inspect.signature(part).parameters.keys():
+        part(**checked)
+    return checked
+
+
+def _some(data: DataSet) -> Tensor:
+    """x of some of the data, evenly spaced: averages need no more, and a large set of images would not fit as
+    float32."""
+    rows = torch.linspace(0, len(data) - 1, min(len(data), _AVERAGED), dtype=torch.float64).long()
+    x = data.take(rows).fixed().batch().x
+    assert x is not None
+    return x
+
+
+def _encoder(config: PairConfig, spec: DataSpec, x: Tensor | None, condition: Condition | None) -> Encoder:
+    loc, scale = _standardization(x, spec.shape)
+    return encoder(config.network, spec.shape, config.hidden, condition=condition, loc=loc, scale=scale)
 
 
 def _likelihood(name: str, spec: DataSpec) -> Likelihood:
@@ -210,7 +336,13 @@ def _standardization(x: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor, 
 
 
 def _to_json(config: Any) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+    return {name: _plain(value) for name, value in asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _from_json(cls: type[T], values: Mapping[str, Any]) -> T:

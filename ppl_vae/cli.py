@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from torch import nn
 from typer.core import TyperGroup
 
 from .errors import InputError, NonFiniteLossError
+from .objectives import objectives
+from .recipe import Recipe
 from .report import one_line
 
 if TYPE_CHECKING:
     from .data import DataSet
-    from .recipe import Recipe
+    from .display import Display
     from .runs import Run
 
 __all__ = ["app", "main"]
@@ -112,9 +117,17 @@ Binarize = Annotated[
 DataDir = Annotated[Path, typer.Option(help="Where torchvision's data sets are kept.", rich_help_panel=_DATA)]
 Download = Annotated[bool, typer.Option(help="Whether what is missing may be downloaded.", rich_help_panel=_DATA)]
 Model = Annotated[str, typer.Option(help="See `ppl-vae list`.", rich_help_panel=_PARTS)]
-Guide = Annotated[str, typer.Option(help="See `ppl-vae list`.", rich_help_panel=_PARTS)]
-Guides = Annotated[str, typer.Option(help="Names with commas between them.", rich_help_panel=_PARTS)]
-Objective = Annotated[str, typer.Option(help="elbo, iwae, renyi.", rich_help_panel=_PARTS)]
+Guide = Annotated[
+    str, typer.Option(help="See `ppl-vae list`; with options as in low-rank:rank=3.", rich_help_panel=_PARTS)
+]
+Guides = Annotated[
+    str,
+    typer.Option(
+        help="Names with commas between them, with options as in spline:transforms=4:bins=8; or all.",
+        rich_help_panel=_PARTS,
+    ),
+]
+Objective = Annotated[str, typer.Option(help=f"{', '.join(sorted(objectives))}.", rich_help_panel=_PARTS)]
 LikelihoodName = Annotated[
     str | None,
     typer.Option(help="See `ppl-vae list`. (default: what fits the data)", rich_help_panel=_PARTS, show_default=False),
@@ -172,11 +185,74 @@ RunDataDir = Annotated[
 Split = Annotated[str, typer.Option(help="test or train.")]
 DrawSeed = Annotated[int, typer.Option("--seed", help="Of the draws.")]
 
+# The options of a recipe in the order of the help, and what one command has and another has not.
+_RECIPE: dict[str, Any] = {
+    "data": Data,
+    "binarize": Binarize,
+    "data_dir": DataDir,
+    "download": Download,
+    "model": Model,
+    "guide": Guide,
+    "objective": Objective,
+    "likelihood": LikelihoodName,
+    "network": Network,
+    "latent": Latent,
+    "hidden": Hidden,
+    "beta": Beta,
+    "alpha": Alpha,
+    "particles": Particles,
+    "epochs": Epochs,
+    "batch_size": BatchSize,
+    "lr": LearningRate,
+    "lr_schedule": LrSchedule,
+    "schedule": Schedule,
+    "guide_steps": GuideSteps,
+    "warmup": Warmup,
+    "clip": Clip,
+    "patience": Patience,
+    "seed": Seed,
+    "device": Device,
+    "devices": Devices,
+    "precision": Precision,
+    "compile": Compile,
+}
+
+
+def _with_recipe(**instead: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that gives a command the options of a recipe, with its defaults, for the command's ``**settings``.
+
+    Args:
+        instead: options of the command's own by the name of the recipe's whose place they take, or behind which they
+            stand (with a leading "after_").
+    """
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        own = dict(inspect.signature(command, eval_str=True).parameters)
+        del own["settings"]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        placed = [own.pop("ctx")]
+        for name, annotation in _RECIPE.items():
+            if name in instead:
+                placed.append(own.pop(instead[name]))
+            else:
+                default = getattr(Recipe(), name)
+                if name == "hidden":
+                    default = ",".join(map(str, default))
+                elif name == "data_dir":
+                    default = Path(default)
+                placed.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
+            if (after := f"after_{name}") in instead:
+                placed += [own.pop(each) for each in instead[after].split()]
+        parameters = [p.replace(kind=kind) if p.name != "ctx" else p for p in (*placed, *own.values())]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return add
+
 
 def _settings(ctx: typer.Context) -> dict[str, Any]:
     """The command's options that a recipe has, by name."""
-    from .recipe import Recipe
-
     values = {name: ctx.params[name] for name in Recipe.names() if name in ctx.params}
     values["hidden"] = _widths(values["hidden"])
     values["data_dir"] = str(values["data_dir"])
@@ -219,7 +295,6 @@ def _process_age() -> float:
 def _saved_recipe(folder: Path) -> Recipe:
     from .errors import RunError
     from .folder import read_run
-    from .recipe import Recipe
 
     saved = read_run(folder).get("recipe")
     if not isinstance(saved, dict):
@@ -261,6 +336,31 @@ def _part(run: Run, split: str, data_dir: Path | None) -> DataSet:
     return parts.test if split == "test" else parts.train
 
 
+def _guide_for(run: Run, part: DataSet, split: str, shows: Display | None = None) -> nn.Module:
+    """The run's guide for these data: one with parameters for each of the training data has fresh ones for others,
+    fitted with the model held."""
+    from .build import build_objective
+    from .renewal import is_local, renewed
+
+    if not is_local(run.guide) or (split == "train" and getattr(run.guide, "size", None) == len(part)):
+        return run.guide
+    training, size = run.config["training"], run.config["data"]["size"]
+    options = run.config.get("objective_options", {})
+    return renewed(
+        run.model,
+        run.guide,
+        part,
+        lambda: build_objective(run.config["objective_name"], run.model, len(part), **options),
+        steps=training["epochs"] * (size // training["batch_size"]),
+        batch_size=training["batch_size"],
+        lr=training["lr"],
+        lr_schedule=training["lr_schedule"] if training["lr_schedule"] in ("constant", "cosine") else "cosine",
+        clip=training["clip"],
+        seed=training["seed"],
+        shown=None if shows is None else lambda epochs: shows.for_fit(f"fit to {split} data", epochs),
+    )
+
+
 def _columns(run: Run) -> tuple[str, ...]:
     """The names of a table's columns, where the data are still there."""
     try:
@@ -293,55 +393,54 @@ def _write_numbers(path: Path, x: Any, run: Run, y: Any, overwrite: bool) -> Non
 
 
 @app.command()
+@_with_recipe(guide="guides", after_seed="seeds eval_particles")
 def compare(
     ctx: typer.Context,
-    data: Data = "digits",
-    binarize: Binarize = None,
-    data_dir: DataDir = Path("data"),
-    download: Download = True,
-    model: Model = "vae",
     guides: Guides = "mean-field,full-rank",
-    objective: Objective = "elbo",
-    likelihood: LikelihoodName = None,
-    network: Network = "mlp",
-    latent: Latent = 8,
-    hidden: Hidden = "256,256",
-    beta: Beta = None,
-    alpha: Alpha = None,
-    particles: Particles = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: LearningRate = 5e-3,
-    lr_schedule: LrSchedule = "cosine",
-    schedule: Schedule = "joint",
-    guide_steps: GuideSteps = 1,
-    warmup: Warmup = 0,
-    clip: Clip = None,
-    patience: Patience = None,
-    seed: Seed = 0,
+    seeds: Annotated[
+        int, typer.Option(help="How many seeds, from --seed on; errors are then over them.", rich_help_panel=_TRAINING)
+    ] = 1,
     eval_particles: EvalParticles = 1000,
-    device: Device = "auto",
-    devices: Devices = 1,
-    precision: Precision = "32",
-    compile: Compile = None,
+    fixed_decoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Take a run's model as it is, and train guides alone: which comes nearest to the posterior? Or first: "
+            "train it once, with the first guide.",
+            rich_help_panel=_TRAINING,
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="A folder for the results.", rich_help_panel=_OUTPUT)] = RUNS / "compare",
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the comparison in the folder, or with more guides or seeds: what is trained already, with "
+            "the same settings, is taken from there.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
     overwrite: Overwrite = False,
+    **settings: Any,
 ) -> None:
-    """Train one model with several guides on the same data from the same seed, and compare them on the test data.
+    """Train one model with several guides on the same data from the same seeds, and compare them on the test data.
 
-    Prints a table and writes results.json, comparison.nc (ArviZ), pictures, and a run folder for each guide.
+    Prints a table and writes results.json, comparison.nc (ArviZ), pictures, and a run folder for each guide and seed.
     """
     from .compare import compare as run_comparison
+    from .contenders import ALL
     from .display import make_console
-    from .recipe import Recipe
 
-    recipe = Recipe().replace(**_settings(ctx))
     comparison = run_comparison(
-        _names("guides", guides),
-        recipe,
+        guides=ALL if guides.strip() == ALL else _names("guides", guides),
+        recipe=Recipe().replace(**_settings(ctx)),
+        seeds=seeds,
+        fix_decoder=fixed_decoder,
         eval_particles=eval_particles,
         out=out,
         overwrite=overwrite,
+        resume=resume,
         progress=True,
         import_seconds=ctx.obj or 0.0,
     )
@@ -349,46 +448,20 @@ def compare(
     console.print(comparison.table())
     spent = ", ".join(f"{name} {value:.1f}" for name, value in comparison.seconds.items())
     console.print(f"Seconds: {spent}.")
-    files = ", ".join(sorted(path.name for path in out.iterdir() if path.suffix))
+    files = ", ".join(sorted(path.name for path in out.iterdir() if path.suffix and path.is_file()))
     console.print(f"Written to {out}: {files}", soft_wrap=True)
     if comparison.interrupted:
+        console.print("Interrupted: the same command with --resume goes on.")
         raise typer.Exit(INTERRUPTED)
     if comparison.failed:
         raise _exit(f"{len(comparison.failed)} of {len(comparison.contenders)} guides failed", FAILURE)
 
 
 @app.command()
+@_with_recipe(after_seed="eval_particles")
 def train(
     ctx: typer.Context,
-    data: Data = "digits",
-    binarize: Binarize = None,
-    data_dir: DataDir = Path("data"),
-    download: Download = True,
-    model: Model = "vae",
-    guide: Guide = "mean-field",
-    objective: Objective = "elbo",
-    likelihood: LikelihoodName = None,
-    network: Network = "mlp",
-    latent: Latent = 8,
-    hidden: Hidden = "256,256",
-    beta: Beta = None,
-    alpha: Alpha = None,
-    particles: Particles = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: LearningRate = 5e-3,
-    lr_schedule: LrSchedule = "cosine",
-    schedule: Schedule = "joint",
-    guide_steps: GuideSteps = 1,
-    warmup: Warmup = 0,
-    clip: Clip = None,
-    patience: Patience = None,
-    seed: Seed = 0,
     eval_particles: EvalParticles = 1000,
-    device: Device = "auto",
-    devices: Devices = 1,
-    precision: Precision = "32",
-    compile: Compile = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -404,6 +477,7 @@ def train(
         ),
     ] = False,
     overwrite: Overwrite = False,
+    **settings: Any,
 ) -> None:
     """Train one model with one guide, and print what it is worth on the test data.
 
@@ -412,19 +486,19 @@ def train(
     from .display import display, make_console
     from .evaluate import evaluate as judge
     from .folder import check_folder
-    from .recipe import Recipe, prepare
+    from .recipe import prepare
     from .report import About, evaluation_table
 
     _particles("eval_particles", eval_particles)
-    settings = _settings(ctx)
-    recipe = Recipe().replace(**settings)
+    asked = _settings(ctx)
+    recipe = Recipe().replace(**asked)
     folder = out or RUNS / recipe.title
     check_folder(folder, resume, overwrite, "out")
     saved = None
     if resume:
         saved = _saved_recipe(folder)
-        given = {name for name in settings if _is_given(ctx, name)}
-        recipe = saved.replace(**{name: settings[name] for name in given})
+        given = {name for name in asked if _is_given(ctx, name)}
+        recipe = saved.replace(**{name: asked[name] for name in given})
     ready = prepare(recipe)
     if saved is not None:
         _refuse_other(saved, ready.recipe)
@@ -440,12 +514,13 @@ def train(
                 f"train --resume --out {folder}",
                 INTERRUPTED,
             )
+        posterior = ready.held_out(test, lambda epochs: shows.for_fit("fit to test data", epochs))
         tell = shows.count("evaluate", len(test))
-        numbers = judge(fitted.model, fitted.guide, test, eval_particles, seed=ready.recipe.seed, progress=tell)
+        numbers = judge(fitted.model, posterior, test, eval_particles, seed=ready.recipe.seed, progress=tell)
     best = "" if fitted.best_epoch is None else f", the weights of epoch {fitted.best_epoch}"
     console = make_console()
     heading = f"{title}, {fitted.epochs} epochs in {fitted.seconds:.1f} s{best}"
-    console.print(evaluation_table(numbers, heading, About.of(fitted.model)))
+    console.print(evaluation_table(numbers, heading, About.of(fitted.model, fitted.objective)))
     console.print(f"The run is in {folder}", soft_wrap=True)
 
 
@@ -471,9 +546,10 @@ def evaluate(
     opened = _open(run, device)
     part = _part(opened, split, data_dir)
     with display(True) as shows:
+        guide = _guide_for(opened, part, split, shows)
         tell = shows.count("evaluate", len(part))
-        numbers = judge(opened.model, opened.guide, part, particles, seed=seed, progress=tell)
-    make_console().print(evaluation_table(numbers, str(run), About.of(opened.model)))
+        numbers = judge(opened.model, guide, part, particles, seed=seed, progress=tell)
+    make_console().print(evaluation_table(numbers, str(run), About.of(opened.model, opened.objective)))
     if out is not None:
         write_results(out, {"run": str(run.resolve()), "seed": seed, **numbers.to_json()}, overwrite)
 
@@ -531,7 +607,7 @@ def sample(
         kind = "x ~ p(x | z)" if drawn else "E[x | z]"
         title = f"Samples{of}, {kind}, z ~ prior: {opened.pair.model} on {opened.spec.description}"
         figure = plots.samples(
-            {opened.pair.guide: x},
+            {opened.pair.guide_label: x},
             opened.spec,
             title,
             None,
@@ -579,7 +655,7 @@ def reconstruct(
     if count is not None or not table:
         part = part.take(of_each_class(part, count or pictures_for(part)))
     part = part.fixed()
-    means = rebuild(opened.model, opened.guide, part, seed=seed)
+    means = rebuild(opened.model, _guide_for(opened, part, split), part, seed=seed)
     if target.suffix.lower() in (".csv", ".npz"):
         _write_numbers(target, means, opened, part.y, overwrite)
     else:
@@ -587,7 +663,7 @@ def reconstruct(
         assert x is not None
         labels = [] if part.y is None or table else [part.class_names[k] if k >= 0 else "–" for k in part.y.tolist()]
         title = f"Reconstructions E[x | z] at the posterior mean: {opened.pair.model} on {part.description}"
-        figure = plots.reconstructions(x, {opened.pair.guide: means}, opened.spec, title, part.columns, labels)
+        figure = plots.reconstructions(x, {opened.pair.guide_label: means}, opened.spec, title, part.columns, labels)
         plots.save(figure, target, overwrite)
     typer.echo(str(target))
 
@@ -614,7 +690,7 @@ def encode(
     opened = _open(run, device)
     refuse_existing(target, overwrite)
     part = _part(opened, split, data_dir)
-    codes = locate(opened.model, opened.guide, part, seed=seed)
+    codes = locate(opened.model, _guide_for(opened, part, split), part, seed=seed)
     arrays: dict[str, Any] = {}
     for name in codes.means:
         # one site has the plain names; of several each has its own
@@ -651,7 +727,7 @@ def export(
     refuse_existing(path, overwrite)
     part = _part(opened, split, data_dir)
     part = part.take(range(min(data_points, len(part))))
-    exported = to_arviz(opened.model, opened.guide, part, draws, seed=seed)
+    exported = to_arviz(opened.model, _guide_for(opened, part, split), part, draws, seed=seed)
     with replacing(path, overwrite) as temporary:
         to_netcdf(exported, temporary)
     typer.echo(f"{path}: {draws} draws for {len(part)} data of {part.description}")

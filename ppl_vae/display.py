@@ -62,6 +62,20 @@ class Display:
     def __init__(self, bars: Progress | None, lines: bool) -> None:
         self.bars = bars
         self.lines = lines
+        self.kept: set[int] = set()
+
+    def overall(self, name: str, total: int) -> Bar:
+        """A bar that stays when what it counts is done."""
+        bar = Bar(self.bars, name, total)
+        if self.bars is not None:
+            self.kept.add(max(self.bars.task_ids))
+        return bar
+
+    def tidy(self) -> None:
+        """Take away bars that are full, so that there is room for the next."""
+        for task in () if self.bars is None else self.bars.tasks:
+            if task.finished and task.id not in self.kept and self.bars is not None:
+                self.bars.update(task.id, visible=False)
 
     def for_fit(self, name: str, epochs: int, devices: int = 1) -> dict[str, Any]:
         """Arguments for `fit`."""

@@ -20,9 +20,13 @@ from .report import replacing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .evaluate.plane import Plane
+
 __all__ = [
+    "by_seed",
     "latent_space",
     "pictures",
+    "posteriors",
     "principal_components",
     "reconstructions",
     "samples",
@@ -35,6 +39,7 @@ Array = NDArray[Any]
 _DPI = 150
 _GREY = "0.35"
 _MOST_COLUMNS = 9
+_MOST_BESIDE = 4
 _MOST_LEGEND = 20
 _MOST_POINTS = 5000
 
@@ -62,7 +67,7 @@ def training_curves(
         for number, (name, history) in enumerate(histories.items()):
             epochs = [row["epoch"] for row in history]
             values = [row[key] for row in history]
-            colour = f"C{number}"
+            colour = _colour(number, len(histories))
             axis.plot(epochs, values, color=colour, label=f"{name}, training", linewidth=1.5)
             shown += values[len(values) // 20 :]
             if history and f"val_{key}" in history[0]:
@@ -165,8 +170,11 @@ def samples(
     down = math.ceil(size / across)
     side = 4.4 if size > 1 else 2.2
     ratio = (down * spec.shape[1]) / (across * spec.shape[2])
-    figure = _figure(max(3.6, side * len(x) + 0.3), max(1.2, side * ratio) + 0.75)
-    axes = figure.subplots(1, len(x), squeeze=False, gridspec_kw={"wspace": 0.05})[0]
+    rows, beside = _wrapped(len(x))
+    figure = _figure(
+        max(3.6, side * beside + 0.3), rows * (max(1.2, side * ratio) + (0.35 if rows > 1 else 0.0)) + 0.75
+    )
+    axes = _panels_for(figure, len(x), {"wspace": 0.05})
     for axis, (name, values) in zip(axes, x.items(), strict=True):
         montage = _montage(pictures(values, spec), across)
         _show(axis, montage)
@@ -192,8 +200,9 @@ def latent_space(means: Mapping[str, Tensor], y: Tensor | None, class_names: Seq
         class_names: a name a class.
         title: which data these are.
     """
-    figure = _figure(5.0 * len(means) + 1.3, 5.1)
-    axes = figure.subplots(1, len(means), squeeze=False)[0]
+    rows, beside = _wrapped(len(means))
+    figure = _figure(5.0 * beside + 1.3, 4.8 * rows + 0.3)
+    axes = _panels_for(figure, len(means))
     labels = None if y is None or not len(class_names) else y.cpu().numpy()
     for axis, (name, values) in zip(axes, means.items(), strict=True):
         points, (across, up) = _plane(values)
@@ -212,6 +221,82 @@ def latent_space(means: Mapping[str, Tensor], y: Tensor | None, class_names: Seq
     if labels is not None and len(class_names) <= _MOST_LEGEND:
         handles, texts = axes[0].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside right center", title="class", frameon=False, markerscale=1.6)
+    _title(figure, title)
+    return figure
+
+
+def posteriors(
+    planes: Mapping[str, Sequence[Plane]],
+    chains: Mapping[str, Tensor],
+    x: Tensor | None,
+    spec: DataSpec,
+    title: str,
+    labels: Sequence[str] = (),
+    one_model: bool = False,
+) -> Figure:
+    """q(z | x) over the posterior p(z | x) of a few data, in two latent dimensions: a row a guide, a column a datum.
+
+    Grey areas hold 50, 90 and 99 percent of the exact posterior, black dots are draws of it by Markov chains. Lines
+    hold the same shares of q, where q has a density; coloured dots are draws of q.
+
+    Args:
+        planes: of the same data, by name.
+        chains: (M, N, 2) draws of each posterior, by name.
+        x: (N, \\*D) the data, shown above where they are images.
+        spec: what the data are.
+        title: which data these are.
+        labels: (N,) class names.
+        one_model: whether all guides are for one model, whose posteriors then have one frame in all rows.
+    """
+    size = len(next(iter(planes.values())))
+    images = pictures(x, spec) if x is not None and len(spec.shape) == 3 else None
+    first = 0 if images is None else 1
+    heights = [0.4] * first + [1.0] * len(planes)
+    figure = _figure(2.6 * size + 0.8, 2.4 * sum(heights) + 1.0)
+    grid = figure.subplots(len(heights), size, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for column in range(size):
+        if images is not None:
+            _show(grid[0, column], images[column])
+        if len(labels):
+            grid[0, column].set_title(labels[column])
+        shown = [each[column] for each in planes.values()]
+        for row, (name, each) in enumerate(planes.items()):
+            axis = grid[first + row, column]
+            _posterior(axis, each[column], chains[name][:, column].numpy(), _colour(row, len(planes)))
+            if column == 0:
+                axis.set_ylabel(f"{name}\nz₂")
+            if row == len(planes) - 1:
+                axis.set_xlabel("z₁")
+            if one_model:
+                axis.set_xlim(min(float(p.z1[0]) for p in shown), max(float(p.z1[-1]) for p in shown))
+                axis.set_ylim(min(float(p.z2[0]) for p in shown), max(float(p.z2[-1]) for p in shown))
+    key = "grey: 50, 90, 99% of the posterior, exactly; black: Markov chains on it; colour: the same of q, draws"
+    _title(figure, f"{title}\n{key}")
+    return figure
+
+
+def by_seed(numbers: Mapping[str, Mapping[str, Mapping[int, float]]], title: str) -> Figure:
+    """Numbers of each guide and seed; a line joins a seed's, so that differences within it are seen.
+
+    Args:
+        numbers: nats per datum by seed, by guide, by name.
+        title: which data these are.
+    """
+    guides = list(dict.fromkeys(guide for each in numbers.values() for guide in each))
+    figure = _figure(max(3.2, 0.8 * len(guides) + 2.0) * len(numbers), 4.6)
+    axes = figure.subplots(1, len(numbers), squeeze=False)[0]
+    for axis, (name, values) in zip(axes, numbers.items(), strict=True):
+        for seed in sorted({seed for each in values.values() for seed in each}):
+            points = [(k, values[guide][seed]) for k, guide in enumerate(guides) if seed in values.get(guide, {})]
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=0.9, label=f"seed {seed}")
+        axis.set_xticks(range(len(guides)), guides, rotation=30, ha="right")
+        axis.set_xlim(-0.4, len(guides) - 0.6)
+        axis.set_title(name)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("nats per datum")
+    handles, texts = axes[0].get_legend_handles_labels()
+    if len(texts) <= _MOST_LEGEND:
+        figure.legend(handles, texts, loc="outside right center", frameon=False)
     _title(figure, title)
     return figure
 
@@ -261,11 +346,60 @@ def save(figure: Figure, path: str | os.PathLike[str], overwrite: bool = False) 
         figure.savefig(temporary, dpi=_DPI)
 
 
+def _colour(number: int, count: int) -> Any:
+    """One of as many colours as there are names."""
+    if count <= 10:
+        return f"C{number}"
+    from matplotlib import colormaps
+
+    return colormaps["tab20"](number % 20)
+
+
+def _posterior(axis: Any, plane: Plane, chain: Array, colour: Any) -> None:
+    """One datum's panel."""
+    z1, z2 = plane.z1.numpy(), plane.z2.numpy()
+    p = plane.p.numpy().T
+    levels = _levels(p, plane.cell)
+    axis.contourf(z1, z2, p, levels=[*levels, p.max() * 1.001], colors=["0.88", "0.74", "0.58"])
+    axis.scatter(*chain.T, s=2, color="black", alpha=0.45, linewidths=0)
+    axis.scatter(*plane.draws.numpy().T, s=3, color=[colour], alpha=0.25, linewidths=0)
+    if plane.q is not None:
+        q = plane.q.numpy().T
+        axis.contour(z1, z2, q, levels=_levels(q, plane.cell), colors=[colour], linewidths=1.1)
+    axis.set_xlim(z1[0], z1[-1])
+    axis.set_ylim(z2[0], z2[-1])
+    axis.tick_params(labelsize=7)
+
+
+def _levels(density: Array, cell: float) -> list[float]:
+    """The densities above which lie 99, 90 and 50 percent, from low to high."""
+    ordered = np.sort(density.ravel())[::-1]
+    held = np.cumsum(ordered) * cell
+    levels = [float(ordered[min(len(held) - 1, int(np.searchsorted(held, share)))]) for share in (0.99, 0.9, 0.5)]
+    # levels must rise, as where one cell holds nearly everything
+    return [level * (1.0 + 1e-6 * k) for k, level in enumerate(levels)]
+
+
 def _figure(width: float, height: float) -> Figure:
     # not pyplot's: its figures stay in a global list, and its backend may want a display
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _wrapped(count: int) -> tuple[int, int]:
+    """Rows and columns of as many panels."""
+    columns = count if count <= _MOST_BESIDE else min(_MOST_BESIDE, math.ceil(math.sqrt(count)))
+    return math.ceil(count / columns), columns
+
+
+def _panels_for(figure: Figure, count: int, gridspec: Mapping[str, float] | None = None) -> list[Any]:
+    """So many axes, side by side and in rows."""
+    rows, columns = _wrapped(count)
+    axes = list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=dict(gridspec or {})).flat)
+    for axis in axes[count:]:
+        axis.remove()
+    return axes[:count]
 
 
 def _title(figure: Figure, text: str) -> None:
@@ -361,7 +495,7 @@ def _table_reconstructions(x: Tensor, means: Mapping[str, Tensor], title: str, c
                 given[:, i],
                 values.detach().cpu().numpy()[:_MOST_POINTS, i],
                 s=12,
-                color=f"C{number}",
+                color=_colour(number, len(means)),
                 alpha=0.6,
                 linewidths=0,
                 label=guide,
@@ -390,7 +524,13 @@ def _table_samples(x: Mapping[str, Tensor], title: str, data: Tensor | None, col
             axis.hist(given[:, i], bins=bins, density=True, color="0.8", label="data")
         for number, (guide, values) in enumerate(groups.items()):
             axis.hist(
-                values[:, i], bins=bins, density=True, histtype="step", color=f"C{number}", linewidth=1.6, label=guide
+                values[:, i],
+                bins=bins,
+                density=True,
+                histtype="step",
+                color=_colour(number, len(groups)),
+                linewidth=1.6,
+                label=guide,
             )
         axis.set_title(name, fontsize=10)
         axis.set_yticks([])

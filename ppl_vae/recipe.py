@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from rich.progress import Progress
+from torch import Tensor, nn
 
-from .build import PairConfig, build, build_objective, units_for
-from .core import Guide, LatentModel
+from .build import (
+    PairConfig,
+    build_encoder,
+    build_guide,
+    build_model,
+    build_objective,
+    check_objective_options,
+    units_for,
+)
 from .data import Binarize, DataSet, DataSplits, Units, data_sets, load, split
 from .data.load import TRAIN_SEED
 from .errors import InputError, choose
 from .fit import Callback, FitResult, fit, resolve_device
+from .guides import guides
 from .likelihoods import likelihoods
+from .networks import Condition
 from .objectives import Objective
+from .options import parse
+from .renewal import renewed
 from .runs import run_config
 from .threads import few_threads
 
-__all__ = ["Ingredients", "Recipe", "load_plain", "prepare"]
+__all__ = ["Given", "Ingredients", "Recipe", "absolute", "load_plain", "prepare"]
 
 BATCH_SIZE = 128
 EPOCHS = 200
@@ -42,7 +55,7 @@ class Recipe:
 
     Args:
         data: a name or a path, see `ppl_vae.data.load`.
-        model, guide, objective: names, see `ppl-vae list`.
+        model, guide, objective: names, see `ppl-vae list`, with options after colons: "low-rank:rank=3".
         likelihood: None: bernoulli for binarized data, discretized-logistic for levels, continuous-bernoulli for images
             in [0, 1], gaussian-learned for tables.
         binarize: None: "dynamic" for grey images with levels under a Bernoulli; otherwise "none".
@@ -109,7 +122,25 @@ class Recipe:
     @property
     def title(self) -> str:
         """Data, model and guide, as in the name of a run's folder."""
-        return "-".join((self.data if self.data in data_sets else Path(self.data).stem, self.model, self.guide))
+        words = (self.data if self.data in data_sets else Path(self.data).stem, self.model, self.guide)
+        return "-".join(words).replace(":", "-")
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What a person hands over in place of a recipe's names.
+
+    Args:
+        model: makes the model; called with the training data if it has an argument without a default.
+        guide: makes the guide: a class, or a function of the model; see `build_guide`.
+        data: training and test data, in the units that the model wants.
+        weights: of a model that stays as it is: it is given them, and is not trained.
+    """
+
+    model: Callable[..., nn.Module] | None = None
+    guide: Callable[..., nn.Module] | None = None
+    data: DataSplits | None = None
+    weights: Mapping[str, Tensor] | None = None
 
 
 @dataclass
@@ -118,21 +149,23 @@ class Ingredients:
 
     Args:
         recipe: without None where the data decide.
-        pair: what model and guide are made of.
+        pair: what model and guide are made of; None where one of them is a person's own.
         data: training and test part; the training part is without what `validation` holds.
         validation: what early stopping watches, None without `patience`.
         model, guide, objective: modules.
-        data_options: the arguments of `load` that give the same data again.
+        data_options: the arguments of `load` that give the same data again; none for a person's own.
+        config: kept in run.json beside the recipe.
     """
 
     recipe: Recipe
-    pair: PairConfig
+    pair: PairConfig | None
     data: DataSplits
     validation: DataSet | None
-    model: LatentModel
-    guide: Guide
+    model: nn.Module
+    guide: nn.Module
     objective: Objective
     data_options: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def threads(self) -> Iterator[None]:
@@ -150,11 +183,15 @@ class Ingredients:
         progress: bool | Progress = True,
         description: str | None = None,
     ) -> FitResult:
-        """`fit` with the recipe's settings, and some twenty checkpoints on the way; errors are its."""
+        """`fit` with the recipe's settings, and some twenty checkpoints on the way; errors are its. A pair without a
+        parameter that trains is returned as it is, and nothing is written."""
         r = self.recipe
         assert r.epochs is not None
         assert r.batch_size is not None
-        config = run_config(self.pair, self.data.train, self.data_options, r.objective, _objective_options(r))
+        if not any(p.requires_grad for part in (self.model, self.guide, self.objective) for p in part.parameters()):
+            return self._as_it_is()
+        name, options = _objective(r)
+        config = {} if self.pair is None else run_config(self.pair, self.data.train, self.data_options, name, options)
         return fit(
             self.model,
             self.guide,
@@ -182,11 +219,56 @@ class Ingredients:
             callbacks=callbacks,
             progress=progress,
             description=description or r.guide,
-            config={**config, "recipe": r.to_json()},
+            config={**config, "recipe": r.to_json(), **self.config},
+        )
+
+    def held_out(self, data: DataSet, shown: Callable[[int], Mapping[str, Any]] | None = None) -> nn.Module:
+        """The trained guide as it is on other data: itself, or for a guide with parameters for each datum one with
+        fresh ones, fitted to these data with the model held, in as many steps as training had.
+
+        Args:
+            data: what it is to be evaluated on.
+                shown: from a number of epochs to `fit`'s progress, callbacks and description.
+        """
+        r = self.recipe
+        assert r.epochs is not None
+        assert r.batch_size is not None
+        name, options = _objective(r)
+        return renewed(
+            self.model,
+            self.guide,
+            data,
+            lambda: build_objective(name, self.model, len(data), **options),
+            steps=r.epochs * (len(self.data.train) // r.batch_size),
+            batch_size=r.batch_size,
+            lr=r.lr,
+            lr_schedule=r.lr_schedule,
+            clip=r.clip,
+            seed=r.seed,
+            shown=shown,
+        )
+
+    def _as_it_is(self) -> FitResult:
+        where = resolve_device(self.recipe.device)
+        for part in (self.model, self.guide, self.objective):
+            part.to(where).eval()
+        return FitResult(
+            self.model,
+            self.guide,
+            self.objective,
+            history=[],
+            epochs=0,
+            steps=0,
+            seconds=0.0,
+            stopped="finished",
+            best_epoch=None,
+            run_dir=None,
+            device=where,
+            data=self.data.train.description,
         )
 
 
-def prepare(recipe: Recipe, loaded: DataSplits | None = None) -> Ingredients:
+def prepare(recipe: Recipe, loaded: DataSplits | None = None, given: Given | None = None) -> Ingredients:
     """Load the data, decide what the recipe leaves open, and build the pair from the recipe's seed.
 
     Pairs of one seed that differ in their guide start from the same encoder and the same decoder. The global random
@@ -195,54 +277,112 @@ def prepare(recipe: Recipe, loaded: DataSplits | None = None) -> Ingredients:
     Args:
         recipe: the recipe.
         loaded: what `load_plain` gave for a recipe of the same data, so that several pairs share one reading.
+        given: a person's own model, guide or data.
 
     Raises:
         InputError: names that are not known, values that cannot be used, parts that do not fit the data.
     """
+    given = given or Given()
     if not isinstance(recipe.seed, int) or isinstance(recipe.seed, bool) or not 0 <= recipe.seed < 2**32:
         raise InputError(f"seed={recipe.seed!r} must be a whole number, 0 to 2**32 - 1")
     # names and numbers are looked at before data are read, which may take a download
-    pair = PairConfig(
-        model=recipe.model,
-        guide=recipe.guide,
-        likelihood=recipe.likelihood or "bernoulli",
-        network=recipe.network,
-        latent=recipe.latent,
-        hidden=recipe.hidden,
-    )
-    objective = build_objective(recipe.objective, **_objective_options(recipe))
+    pair = _pair(recipe, given)
+    name, options = _objective(recipe)
+    check_objective_options(name, **options)
     resolve_device(recipe.device)
-    recipe = _absolute(recipe)
-    plain = load_plain(recipe) if loaded is None else loaded
-    likelihood, binarize = _decide(recipe, plain.train)
+    if given.data is None:
+        recipe = absolute(recipe)
+        plain = load_plain(recipe) if loaded is None else loaded
+        likelihood, data = _in_units(plain, *_decide(recipe, plain.train))
+        data_options = {
+            "data": recipe.data,
+            "binarize": data.train.binarize,
+            "units": _units(likelihood, plain.train) if data.train.binarize == "none" else None,
+            "data_dir": recipe.data_dir,
+            "download": recipe.download,
+        }
+    else:
+        train = given.data.train
+        binarize = train.binarize if recipe.binarize is None else recipe.binarize
+        likelihood, data_options = recipe.likelihood or _default(train, binarize), {}
+        # what a person's own model wants of its data is known to the person alone
+        data = _in_units(given.data, None if given.model is not None else likelihood, binarize)[1]
     pair = dataclasses.replace(pair, likelihood=likelihood)
-    units = _units(likelihood, plain.train) if binarize == "none" else None
-    data = DataSplits(
-        plain.train.with_options(binarize=binarize, units=units, seed=TRAIN_SEED),
-        plain.test.with_options(binarize="fixed" if binarize == "dynamic" else binarize, units=units),
-    )
     validation = None
     if recipe.patience is not None:
         train, validation = split(data.train, VALIDATION_SHARE, recipe.seed)
         data = DataSplits(train, data.test)
     size = len(data.train)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.seed)
+        model, guide = _build(pair, data.train, given)
     recipe = recipe.replace(
-        likelihood=likelihood,
-        binarize=binarize,
+        likelihood=likelihood if given.model is None else _name_of_likelihood(model),
+        binarize=data.train.binarize,
         epochs=min(EPOCHS, max(10, DATA_SEEN // size)) if recipe.epochs is None else recipe.epochs,
         batch_size=min(BATCH_SIZE, size) if recipe.batch_size is None else recipe.batch_size,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(recipe.seed)
-        model, guide = build(pair, data.train)
-    options = {
-        "data": recipe.data,
-        "binarize": binarize,
-        "units": units,
-        "data_dir": recipe.data_dir,
-        "download": recipe.download,
-    }
-    return Ingredients(recipe, pair, data, validation, model, guide, objective, options)
+    own = given.model is not None or given.guide is not None
+    objective = build_objective(name, model, size, **options)
+    return Ingredients(recipe, None if own else pair, data, validation, model, guide, objective, data_options)
+
+
+def _pair(recipe: Recipe, given: Given) -> PairConfig:
+    """What the recipe says of a pair; of a person's own part nothing."""
+    config: dict[str, Any] = {}
+    for kind in ("model", "guide"):
+        if getattr(given, kind) is None:
+            config[kind], config[f"{kind}_options"] = parse(kind, getattr(recipe, kind))
+    return PairConfig(
+        likelihood=recipe.likelihood or "bernoulli",
+        network=recipe.network,
+        latent=recipe.latent,
+        hidden=recipe.hidden,
+        **config,
+    )
+
+
+def _build(pair: PairConfig, train: DataSet, given: Given) -> tuple[nn.Module, nn.Module]:
+    model: nn.Module
+    if given.model is None:
+        model, encoder = build_model(pair, train)
+    else:
+        model = _own_model(given.model, train)
+        condition = getattr(model, "condition", None)
+        encoder = build_encoder(pair, train, condition if isinstance(condition, Condition) else None)
+    if given.weights is not None:
+        try:
+            model.load_state_dict(dict(given.weights))
+        except RuntimeError as error:
+            raise InputError(f"the weights of the model that is held are another model's: {error}") from error
+        model.requires_grad_(False)
+    if given.guide is not None:
+        return model, build_guide(given.guide, model, encoder, len(train))
+    if not hasattr(model, "latents"):
+        raise InputError(
+            f"guide={pair.guide_label!r} is built from what a model declares in `latents`, and {type(model).__name__} "
+            "declares nothing; give a guide of your own, a function of the model"
+        )
+    part = guides.get(pair.guide)
+    return model, build_guide(part, model, encoder, len(train), pair.guide_options, pair.guide)
+
+
+def _name_of_likelihood(model: nn.Module) -> str | None:
+    part = getattr(model, "likelihood", None)
+    return next((name for name in likelihoods if type(part) is likelihoods.get(name)), None)
+
+
+def _own_model(factory: Callable[..., nn.Module], train: DataSet) -> nn.Module:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # a builtin's
+        parameters = {}.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    wants = [p for p in parameters if p.kind in kinds and p.default is p.empty]
+    model = factory(train) if wants else factory()
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model makes a {type(model).__name__}; it must make a module, as a ppl_vae.LatentModel")
+    return model
 
 
 def load_plain(recipe: Recipe) -> DataSplits:
@@ -250,16 +390,32 @@ def load_plain(recipe: Recipe) -> DataSplits:
     return load(recipe.data, data_dir=recipe.data_dir, download=recipe.download)
 
 
-def _objective_options(recipe: Recipe) -> dict[str, Any]:
-    return {"beta": recipe.beta, "alpha": recipe.alpha, "particles": recipe.particles}
+def _objective(recipe: Recipe) -> tuple[str, dict[str, Any]]:
+    """Its name and its options."""
+    name, options = parse("objective", recipe.objective)
+    for option in ("beta", "alpha", "particles"):
+        if getattr(recipe, option) is not None:
+            if option in options:
+                raise InputError(f"objective={recipe.objective!r} says {option}, and so does {option}=; say it once")
+            options[option] = getattr(recipe, option)
+    return name, options
 
 
-def _absolute(recipe: Recipe) -> Recipe:
+def absolute(recipe: Recipe) -> Recipe:
     """Paths that mean the same from another folder, for the run that is opened there."""
     data = recipe.data
     if data not in data_sets and Path(data).expanduser().exists():
         data = str(Path(data).expanduser().resolve())
     return recipe.replace(data=data, data_dir=str(Path(recipe.data_dir).expanduser().resolve()))
+
+
+def _in_units(plain: DataSplits, likelihood: str | None, binarize: Binarize) -> tuple[str, DataSplits]:
+    """The likelihood, and the data binarized or in its units; in their own for None."""
+    units = _units(likelihood, plain.train) if binarize == "none" and likelihood is not None else None
+    return likelihood or "", DataSplits(
+        plain.train.with_options(binarize=binarize, units=units, seed=TRAIN_SEED),
+        plain.test.with_options(binarize="fixed" if binarize == "dynamic" else binarize, units=units),
+    )
 
 
 def _decide(recipe: Recipe, plain: DataSet) -> tuple[str, Binarize]:

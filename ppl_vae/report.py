@@ -20,11 +20,14 @@ from .errors import InputError
 from .evaluate import Estimate, Evaluation
 from .likelihoods import Likelihood
 from .networks import Condition
+from .objectives import Objective
 
 __all__ = [
     "About",
     "Difference",
+    "Paired",
     "Row",
+    "Spread",
     "comparison_table",
     "evaluation_table",
     "finite",
@@ -36,6 +39,12 @@ __all__ = [
 ]
 
 
+DOUBTED = 0.01
+"""The share of data with k-hat above 0.7 from which a mean log p(x) is marked."""
+
+_MARK = "†"
+
+
 @dataclass(frozen=True)
 class About:
     """What must be said beside a model's numbers.
@@ -44,14 +53,16 @@ class About:
         log_px: what log p(x) is of: "log p(x | y)" where the model is conditioned on classes.
         likelihood: with what decides its units, as a floor.
         device: where the numbers were computed.
+        objective: what was maximized, with its β, α and particles.
     """
 
     log_px: str = "log p(x)"
     likelihood: str = ""
     device: str = "cpu"
+    objective: str = ""
 
     @classmethod
-    def of(cls, model: Any) -> About:
+    def of(cls, model: Any, objective: Objective | None = None) -> About:
         given = getattr(model, "condition", None)
         log_px = "log p(x)"
         if isinstance(given, Condition) and given.width:
@@ -61,8 +72,41 @@ class About:
         if isinstance(part, Likelihood):
             options = part.extra_repr()
             name = type(part).__name__ + (f"({options})" if options else "")
-        device = next(model.parameters()).device
-        return cls(log_px, name, torch.cuda.get_device_name(device) if device.type == "cuda" else str(device))
+        device = next(iter([*model.parameters(), *model.buffers()]), torch.empty(0)).device
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        maximized = "" if objective is None else f"{type(objective).__name__}({objective.extra_repr()})"
+        return cls(log_px, name, where, maximized)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number that several seeds give.
+
+    Args:
+        mean: over the seeds.
+        se: its standard error over the seeds; of one seed the Monte Carlo standard error.
+        n: number of seeds.
+    """
+
+    mean: float
+    se: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float], se: float = math.nan) -> Spread:
+        """Of one value a seed; `se` is that of a single one."""
+        mean = math.fsum(values) / len(values)
+        if len(values) > 1:
+            squares = math.fsum((value - mean) ** 2 for value in values)
+            se = math.sqrt(squares / (len(values) - 1) / len(values))
+        return cls(mean, se, len(values))
+
+    @classmethod
+    def over(cls, estimates: Sequence[Estimate]) -> Spread:
+        return cls.of([e.mean for e in estimates], estimates[0].se)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"mean": finite(self.mean), "seed_se": finite(self.se) if self.n > 1 else None, "seeds": self.n}
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,36 +115,89 @@ class Row:
 
     Args:
         name: the guide's.
-        evaluation: None where there is none.
-        seconds: of training; None where it did not end.
-        error: why there is no evaluation.
+        evaluations: one a seed, of those where nothing failed.
+        seconds: of training, likewise.
+        errors: what failed, and why.
+        divergences: KL(q ‖ p(z | x)), one a seed, where all guides have the same model.
+        note: a sign for the caption, as for parameters that were fitted to the test data.
     """
 
     name: str
-    evaluation: Evaluation | None = None
-    seconds: float | None = None
-    error: str | None = None
+    evaluations: Sequence[Evaluation] = ()
+    seconds: Sequence[float] = ()
+    errors: Sequence[str] = ()
+    divergences: Sequence[Estimate] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A number's difference between two guides, seed by seed on the same data.
+
+    Args:
+        by_seed: mean over the data, one a seed.
+        data_se: of the mean over seeds and data, from the sampling of data: seeds are averaged first.
+        n: number of data.
+    """
+
+    by_seed: tuple[float, ...]
+    data_se: float
+    n: int
+
+    @classmethod
+    def of(cls, values: torch.Tensor) -> Paired:
+        """From the differences (S, N) of S seeds and N data."""
+        size = values.shape[1]
+        data_se = (values.mean(0).std() / math.sqrt(size)).item() if size > 1 else math.nan
+        return cls(tuple(values.mean(1).tolist()), data_se, size)
+
+    @property
+    def mean(self) -> float:
+        return Spread.of(self.by_seed).mean
+
+    @property
+    def seed_se(self) -> float:
+        """Standard error of the mean over seeds; NaN of one seed."""
+        return Spread.of(self.by_seed).se
+
+    @property
+    def se(self) -> float:
+        """Over the seeds where there are several, and over the data where there is one."""
+        return self.seed_se if len(self.by_seed) > 1 else self.data_se
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "mean": finite(self.mean),
+            "seed_se": finite(self.seed_se),
+            "data_se": finite(self.data_se),
+            "by_seed": [finite(value) for value in self.by_seed],
+            "n": self.n,
+        }
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A guide's numbers less another's, on the same data.
+    """A guide's numbers less another's, on the same data and of the same seeds.
 
     Args:
         guide, less: their names.
-        elbo, kl, log_px: means over the data, nats; `data_se` is the paired differences' standard error.
+        seeds: those with which both were trained.
+        elbo, kl, log_px: nats per datum.
     """
 
     guide: str
     less: str
-    elbo: Estimate
-    kl: Estimate
-    log_px: Estimate
+    seeds: tuple[int, ...]
+    elbo: Paired
+    kl: Paired
+    log_px: Paired
 
     def to_json(self) -> dict[str, Any]:
-        return {"guide": self.guide, "less": self.less} | {
-            name: {"mean": finite(e.mean), "data_se": finite(e.data_se), "n": e.n}
-            for name, e in (("elbo", self.elbo), ("kl", self.kl), ("log_px", self.log_px))
+        return {
+            "guide": self.guide,
+            "less": self.less,
+            "seeds": list(self.seeds),
+            **{name: getattr(self, name).to_json() for name in ("elbo", "kl", "log_px")},
         }
 
 
@@ -120,14 +217,20 @@ def plus_minus(mean: float, se: float, sign: bool = False) -> str:
     return f"{text} ± {se:.{decimals}f}" if math.isfinite(se) else text
 
 
-def comparison_table(rows: Sequence[Row], differences: Sequence[Difference], about: About) -> Table:
-    """A row a guide, and below it a row for each difference; the caption says of what the numbers are."""
+def comparison_table(
+    rows: Sequence[Row], differences: Sequence[Difference], about: About, notes: Sequence[str] = ()
+) -> Table:
+    """A row a guide, and below it a row for each difference; the caption says of what the numbers are.
+
+    Where all guides have the same model, the rows' `divergences` take the place of the KL to the prior.
+    """
+    one_model = any(row.divergences for row in rows)
     table = Table(box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False, show_edge=False, collapse_padding=True)
     # numbers may break before their errors on a narrow screen, names may not
     table.add_column("guide", no_wrap=True)
     for name, unit in (
         ("ELBO", "nats"),
-        ("KL", "nats"),
+        ("KL(q‖p(z|x))" if one_model else "KL", "nats"),
         (about.log_px, "nats"),
         ("ESS", ""),
         ("k̂>0.7", "data"),
@@ -137,18 +240,22 @@ def comparison_table(rows: Sequence[Row], differences: Sequence[Difference], abo
     ):
         table.add_column(f"{name}\n{unit}", justify="right", overflow="fold")
     for row in rows:
-        table.add_row(row.name, *_cells(row))
+        table.add_row(row.name + row.note, *_cells(row))
     if differences:
         table.add_section()
     for each in differences:
-        numbers = (plus_minus(e.mean, e.data_se, sign=True) for e in (each.elbo, each.kl, each.log_px))
-        table.add_row(f"{each.guide}\n− {each.less}", *numbers)
-    some = next((row.evaluation for row in rows if row.evaluation is not None), None)
-    failed = [f"{row.name} failed: {row.error}" for row in rows if row.error is not None]
-    lines = [] if some is None else [f"{_caption(some, about)} Seconds are of training and compiling."]
-    if differences:
-        lines.append("Differences are paired, ± their standard error over the data.")
-    table.caption = Text("\n".join(lines + failed))
+        # log p(x) is the model's: of one model the KL to its posterior differs by what the bound does, and log p(x) by
+        # the estimates' errors alone
+        middle = plus_minus(-each.elbo.mean, each.elbo.se, sign=True) if one_model else _difference(each.kl)
+        table.add_row(
+            f"{each.guide}\n− {each.less}",
+            _difference(each.elbo),
+            middle,
+            *([] if one_model else [_difference(each.log_px)]),
+        )
+    lines = [" ".join(_about_comparison(rows, differences, about)), *notes]
+    lines += [f"{row.name} failed: {error}" for row in rows for error in row.errors]
+    table.caption = Text("\n".join(line for line in lines if line))
     return table
 
 
@@ -170,12 +277,14 @@ def evaluation_table(evaluation: Evaluation, title: str, about: About) -> Table:
     if e.bits_per_dimension is not None:
         estimates.append((f"−{about.log_px}", e.bits_per_dimension, "bits/dim"))
     for name, estimate, unit in estimates:
-        table.add_row(name, f"{estimate.mean:.4f}", _small(estimate.se), _small(estimate.data_se), unit)
+        mark = f" {_MARK}" if _doubted(e) and about.log_px in name else ""
+        table.add_row(name, f"{estimate.mean:.4f}{mark}", _small(estimate.se), _small(estimate.data_se), unit)
     table.add_row("effective sample size", f"{e.ess.mean:.1f}", "", _small(e.ess.data_se), f"of {e.particles}")
-    table.add_row("data with k̂ > 0.7", _share(e), "", "", "%")
+    table.add_row("data with k̂ > 0.7", _share([e]), "", "", "%")
     table.add_row("active units", str(e.active_units.count), "", "", f"of {_units(e)}")
     table.add_row("parameters", f"{e.parameters['total']:,}", "", "", "")
-    table.caption = Text(_caption(e, about))
+    caption = _caption(e, about, "± Monte Carlo standard error, and that of the sampling of data")
+    table.caption = Text(f"{caption} {_doubt(e.particles)}" if _doubted(e) else caption)
     return table
 
 
@@ -222,23 +331,70 @@ def write_results(path: Path, values: Mapping[str, Any], overwrite: bool = False
         temporary.write_text(json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _about_comparison(rows: Sequence[Row], differences: Sequence[Difference], about: About) -> list[str]:
+    """Sentences on what all numbers are of."""
+    evaluations = [e for row in rows for e in row.evaluations]
+    if not evaluations:
+        return []
+    several = max(len(row.evaluations) for row in rows) > 1
+    error = "mean over the seeds ± its standard error over them" if several else "± Monte Carlo standard error"
+    said = [_caption(evaluations[0], about, error), "Seconds are of training and compiling."]
+    if any(_doubted(e) for e in evaluations):
+        said.append(_doubt(evaluations[0].particles))
+    if differences:
+        over = "seed and datum, ± their standard error over the seeds" if several else "datum, ± their standard error"
+        said.append(f"Differences are paired by {over}.")
+    return said
+
+
 def _cells(row: Row) -> list[str]:
-    e = row.evaluation
-    if e is None:
+    if not row.evaluations:
         return ["failed"]
+    e = row.evaluations[0]
+    several = len(row.evaluations) > 1
+    elbo, kl, log_px = (
+        plus_minus(spread.mean, spread.se)
+        for spread in (
+            Spread.over([e.elbo for e in row.evaluations]),
+            Spread.over(row.divergences or [e.kl for e in row.evaluations]),
+            Spread.over([e.log_px for e in row.evaluations]),
+        )
+    )
+    doubted = any(_doubted(e) for e in row.evaluations)
+    active = Spread.of([float(e.active_units.count) for e in row.evaluations]).mean
     return [
-        *(plus_minus(each.mean, each.se) for each in (e.elbo, e.kl, e.log_px)),
-        f"{e.ess.mean:.0f}",
-        f"{_share(e)}%",
-        f"{e.active_units.count}/{_units(e)}",
+        elbo,
+        kl,
+        log_px + (f" {_MARK}" if doubted else ""),
+        f"{Spread.of([e.ess.mean for e in row.evaluations]).mean:.0f}",
+        f"{_share(row.evaluations)}%",
+        f"{active:.1f}/{_units(e)}" if several else f"{active:.0f}/{_units(e)}",
         str(e.parameters["total"]),
-        "–" if row.seconds is None else f"{row.seconds:.1f}",
+        f"{Spread.of(row.seconds).mean:.1f}" if row.seconds else "–",
     ]
 
 
-def _share(e: Evaluation) -> str:
+def _difference(paired: Paired) -> str:
+    return plus_minus(paired.mean, paired.se, sign=True)
+
+
+def _doubted(e: Evaluation) -> bool:
+    """Whether a mean log p(x) is to be marked: k-hat says of too many data that it cannot be relied on, or nothing."""
+    return e.khat_above > DOUBTED
+
+
+def _doubt(particles: int) -> str:
+    return (
+        f"{_MARK} not to be relied on, more likely too low: k̂ > 0.7, or unknown with {particles} particles, for more "
+        f"than {100 * DOUBTED:g}% of the data."
+    )
+
+
+def _share(evaluations: Sequence[Evaluation]) -> str:
     """Percent of the data with k-hat above 0.7; with too few particles for a k-hat nothing is known."""
-    return f"{100 * e.khat_above:.1f}" if e.khat_max < math.inf or e.khat_above < 1 else "?"
+    if any(e.khat_max == math.inf and e.khat_above >= 1 for e in evaluations):
+        return "?"
+    return f"{100 * Spread.of([e.khat_above for e in evaluations]).mean:.1f}"
 
 
 def _units(evaluation: Evaluation) -> int:
@@ -249,11 +405,11 @@ def _small(value: float) -> str:
     return f"{value:.2g}" if math.isfinite(value) else "–"
 
 
-def _caption(e: Evaluation, about: About) -> str:
+def _caption(e: Evaluation, about: About, error: str) -> str:
     likelihood = f" Likelihood: {about.likelihood}." if about.likelihood else ""
+    objective = f" Objective: {about.objective}." if about.objective else ""
     return (
-        f"{e.data}: {e.n} data, {e.particles} particles each. Nats per datum, ± Monte Carlo standard error.{likelihood}"
+        f"{e.data}: {e.n} data, {e.particles} particles each. Nats per datum, {error}.{likelihood}{objective}"
         f" {about.log_px} by importance sampling from the guide, with an effective sample size (ESS) of {e.particles} "
-        "at best; not to be relied on where k̂ > 0.7. Active units: "
-        f"Var E[z | x] > {e.active_units.threshold:g}. On {about.device}."
+        f"at best. Active units: Var E[z | x] > {e.active_units.threshold:g}. On {about.device}."
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .build import DataSpec, PairConfig, build, build_objective
 from .checkpoint import Checkpoints
@@ -18,7 +18,7 @@ from .errors import InputError, RunError
 from .folder import CHECKPOINTS, RUN, read_run
 from .objectives import Objective
 
-__all__ = ["Run", "load_weights", "open_run", "run_config"]
+__all__ = ["Run", "load_weights", "model_weights", "open_run", "run_config"]
 
 
 @dataclass
@@ -130,7 +130,9 @@ def open_run(path: str | os.PathLike[str], best: bool = True) -> Run:
     try:
         pair, spec = PairConfig.from_json(config["pair"]), DataSpec.from_json(config["spec"])
         model, guide = build(pair, spec)
-        objective = build_objective(config["objective_name"], **config.get("objective_options", {}))
+        objective = build_objective(
+            config["objective_name"], model, spec.size or None, **config.get("objective_options", {})
+        )
         patience = config.get("training", {}).get("patience")
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise RunError(f"{folder / RUN} describes a pair that cannot be built: {error}") from error
@@ -160,6 +162,20 @@ def load_weights(
     folder = Path(path)
     read_run(folder)
     return _load(folder, {"model": model, "guide": guide}, best)[0]
+
+
+def model_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The weights of a run's model alone: of its best epoch if early stopping was asked for, otherwise of its last.
+
+    Raises:
+        RunError: not a run folder, truncated, of another version.
+    """
+    folder = Path(path)
+    patience = read_run(folder).get("training", {}).get("patience")
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
+    saved = checkpoints.load((checkpoints.best() if patience else None) or checkpoints.latest())
+    prefix = "model."
+    return {name.removeprefix(prefix): t for name, t in saved.weights.items() if name.startswith(prefix)}
 
 
 def _load(folder: Path, parts: Mapping[str, nn.Module], best: bool) -> tuple[dict[str, Any], Path]:

@@ -56,7 +56,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Faulty]]:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     out = tmp_path_factory.mktemp("compare") / "compare"
-    return compare(["mean-field", "full-rank"], out=out, **TINY), out
+    return compare(guides=["mean-field", "full-rank"], out=out, **TINY), out
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -89,6 +89,9 @@ def test_results_hold_every_number_and_what_it_takes_to_get_it_again(written: tu
     assert results["settings"]["epochs"] == 1
     assert results["settings"]["likelihood"] == "bernoulli"
     assert "guide" not in results["settings"]
+    assert results["settings"]["seed"] == 0
+    assert "ELBO(beta=1" in results["objective"]
+    assert results["seeds"]["weights, order and noise of training"] == [0]
     assert results["seeds"]["binarization of the test data"] == 777
     assert {"import", "load", "compile", "train", "evaluate", "draw", "total"} == results["seconds"].keys()
     assert results["versions"].keys() >= {"python", "torch", "pyro-ppl", "arviz"}
@@ -118,6 +121,8 @@ def test_differences_are_paired(written: tuple[Comparison, Path]) -> None:
     each = other.log_marginal.log_px - one.log_marginal.log_px
     assert difference.log_px.mean == pytest.approx(each.mean().item())
     assert difference.log_px.data_se == pytest.approx(each.std().item() / math.sqrt(359))
+    assert difference.log_px.se == difference.log_px.data_se
+    assert math.isnan(difference.log_px.seed_se)
     # the bound's differences are of the very draws behind the table
     assert difference.elbo.mean == pytest.approx(other.elbo.mean - one.elbo.mean, abs=1e-9)
     assert difference.kl.mean == pytest.approx(other.kl.mean - one.kl.mean, abs=1e-9)
@@ -173,7 +178,7 @@ def test_the_table_names_data_and_units(written: tuple[Comparison, Path]) -> Non
 
 
 def test_figures_without_files() -> None:
-    comparison = compare(["mean-field"], model="cvae", **TINY)
+    comparison = compare(guides=["mean-field"], model="cvae", **TINY)
     assert comparison.differences == []
     figures = comparison.figures()
     assert sorted(f"{name}.png" for name in figures) == PICTURES
@@ -193,21 +198,23 @@ def test_figures_without_files() -> None:
 def test_the_same_seed_gives_the_same_numbers_and_another_others(written: tuple[Comparison, Path]) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    again = compare(["full-rank"], **TINY)
+    again = compare(guides=["full-rank"], **TINY)
     assert torch.equal(before, torch.get_rng_state())
     first = written[0]["full-rank"].evaluation
     assert first is not None
     assert again["full-rank"].evaluation is not None
     # whichever guides stand beside it
     assert torch.equal(again["full-rank"].evaluation.log_marginal.log_px, first.log_marginal.log_px)
-    other = compare(["full-rank"], **{**TINY, "seed": 1})["full-rank"].evaluation
+    other = compare(guides=["full-rank"], **{**TINY, "seed": 1})["full-rank"].evaluation
     assert other is not None
     assert other.elbo.mean != first.elbo.mean
 
 
 def test_a_guide_that_fails_has_a_row_that_says_so(faulty: type[Faulty], tmp_path: Path) -> None:
     out = tmp_path / "compare"
-    comparison = compare(["mean-field", "faulty", "full-rank"], out=out, **{**TINY, "epochs": 2, "batch_size": 300})
+    comparison = compare(
+        guides=["mean-field", "faulty", "full-rank"], out=out, **{**TINY, "epochs": 2, "batch_size": 300}
+    )
     assert [c.guide for c in comparison.failed] == ["faulty"]
     assert [c.guide for c in comparison.done] == ["mean-field", "full-rank"]
     assert "NonFiniteLossError" in str(comparison["faulty"].error)
@@ -219,7 +226,7 @@ def test_a_guide_that_fails_has_a_row_that_says_so(faulty: type[Faulty], tmp_pat
 
 
 def test_a_failure_of_all_is_written_too(faulty: type[Faulty], tmp_path: Path) -> None:
-    comparison = compare(["faulty"], out=tmp_path / "compare", **{**TINY, "epochs": 2, "batch_size": 300})
+    comparison = compare(guides=["faulty"], out=tmp_path / "compare", **{**TINY, "epochs": 2, "batch_size": 300})
     assert comparison.done == []
     assert comparison.figures() == {}
     assert json.loads((tmp_path / "compare" / "results.json").read_text())["rows"][0]["error"]
@@ -231,16 +238,16 @@ def test_a_refusal_of_the_first_guide_leaves_nothing(faulty: type[Faulty], tmp_p
     with pytest.raises(InputError, match="batch_size=5000"):
         compare(out=out, **{**TINY, "batch_size": 5000})
     with pytest.raises(InputError, match="a mood of its own"):
-        compare(["faulty", "mean-field"], out=out, **TINY)
+        compare(guides=["faulty", "mean-field"], out=out, **TINY)
     assert list(tmp_path.iterdir()) == []
-    comparison = compare(["mean-field", "faulty"], **TINY)
+    comparison = compare(guides=["mean-field", "faulty"], **TINY)
     assert comparison["faulty"].error == "InputError: this guide has a mood of its own"
 
 
 def test_an_interruption_compares_what_is_done(faulty: type[Faulty], tmp_path: Path) -> None:
     faulty.fault = "interrupt"
     settings = {**TINY, "epochs": 3}
-    comparison = compare(["mean-field", "faulty", "full-rank"], out=tmp_path / "compare", **settings)
+    comparison = compare(guides=["mean-field", "faulty", "full-rank"], out=tmp_path / "compare", **settings)
     assert comparison.interrupted
     assert [c.guide for c in comparison.done] == ["mean-field"]
     assert comparison["faulty"].error == "interrupted in epoch 1"
@@ -251,7 +258,7 @@ def test_an_interruption_compares_what_is_done(faulty: type[Faulty], tmp_path: P
 def test_an_interruption_before_any_guide_is_done_leaves_nothing(faulty: type[Faulty], tmp_path: Path) -> None:
     faulty.fault = "interrupt"
     with pytest.raises(KeyboardInterrupt):
-        compare(["faulty", "mean-field"], out=tmp_path / "compare", **TINY)
+        compare(guides=["faulty", "mean-field"], out=tmp_path / "compare", **TINY)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -259,27 +266,27 @@ def test_an_earlier_comparison_is_replaced_when_asked_and_nothing_else(
     faulty: type[Faulty], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "compare"
-    compare(["mean-field", "full-rank"], out=out, **TINY)
+    compare(guides=["mean-field", "full-rank"], out=out, **TINY)
     (out / "notes.txt").write_text("mine")
     (out / "mean-field" / "samples.png").write_text("mine")
     (out / "full-rank" / "samples.png").write_text("mine")
     before = contents(out)
     with pytest.raises(InputError, match=r"out=.*holds an earlier comparison.*--overwrite"):
-        compare(["mean-field"], out=out, **TINY)
+        compare(guides=["mean-field"], out=out, **TINY)
     # what is refused, interrupted or fails leaves the earlier one as it is
     faulty.fault = "interrupt"
     with pytest.raises(InputError, match="batch_size"):
-        compare(["mean-field"], out=out, overwrite=True, **{**TINY, "batch_size": 5000})
+        compare(guides=["mean-field"], out=out, overwrite=True, **{**TINY, "batch_size": 5000})
     with pytest.raises(KeyboardInterrupt):
-        compare(["faulty"], out=out, overwrite=True, **TINY)
+        compare(guides=["faulty"], out=out, overwrite=True, **TINY)
     with monkeypatch.context() as patch:
         patch.setattr(plots, "save", _no_space)
         with pytest.raises(OSError, match="No space left"):
-            compare(["mean-field"], out=out, overwrite=True, **TINY)
+            compare(guides=["mean-field"], out=out, overwrite=True, **TINY)
     assert contents(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["compare"]
 
-    compare(["mean-field"], out=out, overwrite=True, **{**TINY, "seed": 1})
+    compare(guides=["mean-field"], out=out, overwrite=True, **{**TINY, "seed": 1})
     assert sorted(path.name for path in out.iterdir()) == sorted(
         ["comparison.nc", "full-rank", "mean-field", "notes.txt", "results.json", *PICTURES]
     )
@@ -310,14 +317,14 @@ def test_names_outside_of_the_folder_are_not_removed(tmp_path: Path) -> None:
     out = tmp_path / "compare"
     out.mkdir()
     (out / "results.json").write_text(json.dumps({"kind": "comparison", "files": ["../precious.txt", "..", "a/b", 3]}))
-    compare(["mean-field"], out=out, overwrite=True, **TINY)
+    compare(guides=["mean-field"], out=out, overwrite=True, **TINY)
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"guides": []}, r"guides=\[\] must be a list of names; choose from: .*full-rank"),
+        ({"guides": []}, r"guides=\[\] must be a list of names; choose from: .*full-rank.*'all'"),
         ({"guides": "mean-field"}, "guides='mean-field' must be a list"),
         ({"guides": ["mean-field", "mean-field"]}, "names one twice"),
         ({"guides": ["ful-rank"]}, "guide='ful-rank' is not known; did you mean 'full-rank'"),

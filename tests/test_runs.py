@@ -322,5 +322,7 @@ def test_run_json_is_json(run: Path) -> None:
         "network": "mlp",
         "latent": 3,
         "hidden": [16],
+        "guide_options": {},
+        "model_options": {},
     }
     assert config["objective_options"] == {"beta": 2.0}
