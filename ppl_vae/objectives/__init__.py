@@ -5,7 +5,23 @@ from .dreg import DReG
 from .elbo import ELBO
 from .iwae import IWAE
 from .renyi import Renyi
+from .score_climbing import ScoreClimbing
 from .score_function import ScoreFunction
 from .stl import STL
+from .transport import TransportScoreClimbing
+from .wake import Wake
 
-__all__ = ["ELBO", "IWAE", "STL", "DReG", "Objective", "Renyi", "ScoreFunction", "Terms", "objectives"]
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "STL",
+    "DReG",
+    "Objective",
+    "Renyi",
+    "ScoreClimbing",
+    "ScoreFunction",
+    "Terms",
+    "TransportScoreClimbing",
+    "Wake",
+    "objectives",
+]

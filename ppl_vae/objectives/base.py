@@ -66,15 +66,18 @@ class Objective(PyroELBO, nn.Module):
         with validation(False):
             return log_weights(model, guide, *args, particles=self.particles, stop_guide=self.stop_guide, **kwargs)
 
-    def check(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
-        """Run a pair that was not seen before once under validation, and refuse what this objective would get wrong."""
+    def check(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> bool:
+        """Run a pair that was not seen before once under validation, and refuse what this objective would get wrong;
+        returns whether it was a new one."""
         # dropout, which a second run of the guide cannot have, comes and goes with the training flag
         mode = self.stop_guide and getattr(guide, "training", False)
-        if not any(m() is model and g() is guide and flag == mode for m, g, flag in self._checked):
-            self._check_guide(guide)
-            check_pair(model, guide, *args, unscaled=True, stop_guide=self.stop_guide, **kwargs)
-            self._checked = [entry for entry in self._checked if entry[0]() is not None and entry[1]() is not None]
-            self._checked.append((weakref.ref(model), weakref.ref(guide), mode))
+        if any(m() is model and g() is guide and flag == mode for m, g, flag in self._checked):
+            return False
+        self._check_guide(guide)
+        check_pair(model, guide, *args, unscaled=True, stop_guide=self.stop_guide, **kwargs)
+        self._checked = [entry for entry in self._checked if entry[0]() is not None and entry[1]() is not None]
+        self._checked.append((weakref.ref(model), weakref.ref(guide), mode))
+        return True
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Σ over the batch of the loss, in nats; a tensor to call `backward` on."""
