@@ -5,15 +5,15 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import SHAPE, binary_batch, vae
+from programs import SHAPE, binary_batch, guide_for, vae
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae import ELBO, Batch, InputError, guides, likelihoods, models, networks, priors
+from ppl_vae import ELBO, Batch, InputError, guides, likelihoods, models, networks, objectives, priors
 from ppl_vae.build import PairConfig, build
 from ppl_vae.data import DataSet
 from ppl_vae.models.hierarchical_vae import GaussianLayer
-from ppl_vae.testing import check_model
+from ppl_vae.testing import check_compiled, check_model, check_objective
 
 
 def hierarchical(latent: Any = (3, 2), **options: Any) -> models.HierarchicalVAE:
@@ -137,6 +137,17 @@ def test_what_is_refused(latent: Any, options: dict[str, Any], says: str) -> Non
     decoder = networks.decoder("mlp", 3, SHAPE, 1, (7,))
     with pytest.raises(InputError, match=says):
         models.HierarchicalVAE(decoder, likelihoods.Bernoulli(SHAPE), latent, **options)
+
+
+@pytest.mark.parametrize("guide", ["bottom-up", "top-down"])
+@pytest.mark.parametrize("objective", ["elbo", "iwae", "stl", "dreg"])
+def test_it_trains_with_its_guides(guide: str, objective: str) -> None:
+    """The pairs that belong together; every other one is among the slow combinations of parts."""
+    model, batch = hierarchical((3, 2)), binary_batch()
+    pair = model, guide_for(model, guide)
+    loss = objectives.objectives.get(objective)(particles=2)  # type: ignore[call-arg]
+    check_objective(loss, *pair, batch)
+    check_compiled(*pair, loss, batch, steps=3)
 
 
 @pytest.mark.parametrize("guide", ["mean-field", "full-rank", "bottom-up", "top-down"])
