@@ -197,6 +197,31 @@ def test_over_a_stratified_mixture_it_is_unbiased(particles: int) -> None:
     assert float(wanted["guide.free.logit"].abs()) > 0.01
 
 
+class Auxiliary(Nodes):
+    """q(u) q(z | u, x), u of the guide alone, and a model of it backwards, r(u | z), as a factor."""
+
+    def __init__(self) -> None:
+        super().__init__({"gain": 0.5, "from_u": 0.4, "log_scale": -0.3, "back": 0.6, "back_scale": -0.2})
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        p = self.free
+        with pyro.plate("data", batch.size, dim=-1):
+            u = self.normal("u", torch.zeros_like(batch.x), p["log_scale"].exp(), infer={"is_auxiliary": True})
+            z = self.normal("z", p["gain"] * batch.x + p["from_u"] * u, p["log_scale"].exp())
+            backwards = dist.Normal(p["back"] * z, p["back_scale"].exp())
+            pyro.factor("reverse", -backwards.log_prob(u), has_rsample=True)
+        return {"z": z}
+
+
+@pytest.mark.parametrize("particles", [1, 2])
+def test_a_factors_parameters_keep_their_gradient(particles: int) -> None:
+    model, guide = Scalar(), Auxiliary()
+    batch, weights = nodes_for(guide, {"u": (particles,), "z": (particles,)}, 24 if particles == 1 else 14, x=0.7)
+    wanted = expected_gradient(IWAE(particles), model, guide, batch, weights)
+    assert relative(expected_gradient(DReG(particles), model, guide, batch, weights), wanted) < 1e-3
+    assert min(float(g.abs()) for g in wanted.values()) > 0.01
+
+
 # ---------------------------------------------------------------- unbiased, by many draws
 
 
