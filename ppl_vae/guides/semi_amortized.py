@@ -37,10 +37,11 @@ class SemiAmortized(Amortized):
         B_{ij} = η\, (S^\top \nabla_S L)_{ij}, \; i > j
 
     the gradient in the metric of q: Δ and B are in q's own standard deviations, so that one η serves wide and
-    narrow posteriors, and a step longer than `largest` of them is shortened. L(m, S) is the ELBO at particles whose
-    noise is drawn once, when the guide is made, and kept in a buffer, other noise for every step. So q is a function of
-    x like any other guide's: `distribution` draws nothing, log q of any z is known, and the draws of z that an
-    objective or an evaluation makes share nothing with those that found q.
+    narrow posteriors, and a step longer than `largest` of them is shortened. L(m, S) is the ELBO, its
+    expectation taken over points m + S ε of random signs ε, one standard deviation away: quadrature that is exact for
+    separable cubics. The signs are others in every step, mirrored in pairs, and drawn once for all: they are a buffer. So
+    q is a function of x like any other guide's: `distribution` draws nothing, log q of any z is known, and the draws of
+    z that an objective or an evaluation makes share nothing with those that found q.
 
     What the encoder learns from, and the model:
 
@@ -59,7 +60,7 @@ class SemiAmortized(Amortized):
         steps: K; 0 leaves the amortized guide.
         lr: η, between 0 and 1; with 1 and an exact gradient the mean of a Gaussian posterior of covariance S Sᵀ is met
             at once.
-        particles: draws in each step's ELBO; an even number has them in mirrored pairs.
+        particles: points in each step's ELBO; an even number, for pairs of ε and -ε.
         differentiate: see above.
         largest: of a step, in q's standard deviations.
 
@@ -255,6 +256,10 @@ def _leaf(q: _Gaussian, through: bool) -> _Gaussian:
 
 
 def _noise(steps: int, particles: int, numbers: int) -> Tensor:
-    """(steps, particles, numbers), the same in every guide of these sizes."""
-    half = torch.randn(steps, (particles + 1) // 2, numbers, generator=torch.Generator().manual_seed(0))
-    return torch.cat([half, -half], dim=1)[:, :particles]
+    """(steps, particles, numbers), the same in every guide of these sizes.
+
+    Signs, and no Gaussian numbers: they have a standard Gaussian's mean, variances and third moments in every draw, so
+    that a quadratic's gradient by the scales has no noise from dimensions alone.
+    """
+    half = torch.randint(2, (steps, (particles + 1) // 2, numbers), generator=torch.Generator().manual_seed(0))
+    return torch.cat([2.0 * half - 1.0, 1.0 - 2.0 * half], dim=1)[:, :particles]
