@@ -182,7 +182,10 @@ def test_the_inverse_has_every_dependence_and_no_other(name: str, upwards: bool)
 
 
 @both
-@every_graph
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("diamond", "two roots") else pytest.param(name, marks=pytest.mark.slow) for name in GRAPHS],
+)
 def test_the_contract_on_graphs(kind: type[Guide], name: str) -> None:
     model = Graph(GRAPHS[name])
     batch = Batch(x=torch.randn(4, len(model.leaves), dtype=torch.float64))

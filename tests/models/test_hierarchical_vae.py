@@ -26,7 +26,7 @@ def sizes(model: models.HierarchicalVAE) -> dict[str, int]:
     return {name: spec.event_shape[0] for name, spec in model.latents.items()}
 
 
-@pytest.mark.parametrize("latent", [(3,), (3, 2), (2, 3, 1)])
+@pytest.mark.parametrize("latent", [(3,), (2, 3, 1)])
 def test_the_contract(latent: tuple[int, ...]) -> None:
     check_model(hierarchical(latent), binary_batch())
 
@@ -139,8 +139,7 @@ def test_what_is_refused(latent: Any, options: dict[str, Any], says: str) -> Non
         models.HierarchicalVAE(decoder, likelihoods.Bernoulli(SHAPE), latent, **options)
 
 
-@pytest.mark.parametrize("guide", ["bottom-up", "top-down"])
-@pytest.mark.parametrize("objective", ["elbo", "iwae", "stl", "dreg"])
+@pytest.mark.parametrize(("guide", "objective"), [("bottom-up", "elbo"), ("top-down", "elbo"), ("top-down", "iwae")])
 def test_it_trains_with_its_guides(guide: str, objective: str) -> None:
     """The pairs that belong together; every other one is among the slow combinations of parts."""
     model, batch = hierarchical((3, 2)), binary_batch()
