@@ -13,7 +13,7 @@ from .evaluate import evaluate, log_marginal
 from .fit import FitResult, fit
 from .handlers import scale_data, scale_latents
 from .interop import pyro_pair
-from .objectives import ELBO, IWAE, STL, DReG, Objective, Renyi, ScoreFunction
+from .objectives import ELBO, IWAE, STL, TVO, DReG, Objective, Renyi, ScoreFunction
 from .runs import Run, load_weights, open_run
 from .svi import CompiledSVI
 from .weights import LogWeights, check_pair, log_weights
@@ -22,6 +22,7 @@ __all__ = [
     "ELBO",
     "IWAE",
     "STL",
+    "TVO",
     "Batch",
     "Comparison",
     "CompileReport",

@@ -9,12 +9,14 @@ from .score_climbing import ScoreClimbing
 from .score_function import ScoreFunction
 from .stl import STL
 from .transport import TransportScoreClimbing
+from .tvo import TVO
 from .wake import Wake
 
 __all__ = [
     "ELBO",
     "IWAE",
     "STL",
+    "TVO",
     "DReG",
     "Objective",
     "Renyi",
