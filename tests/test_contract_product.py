@@ -18,6 +18,13 @@ SIZE = 6  # of the data set of which the batch has some rows
 # How a part is made whose constructor asks for more than the others' do.
 CONDITIONS = {"cvae": Condition(classes=3)}
 LATENTS = {"hierarchical-vae": (LATENT, 2)}  # some guides have nothing to do in one dimension
+# Flows of a few transforms: the compiler takes long over many.
+OPTIONS = {
+    "planar": {"transforms": 2},
+    "radial": {"transforms": 2},
+    "sylvester": {"transforms": 1},
+    "spline": {"transforms": 1, "bins": 3},
+}
 
 
 def make_model(name: str) -> LatentModel:
@@ -30,7 +37,7 @@ def make_model(name: str) -> LatentModel:
 
 def make_guide(name: str, model_name: str, model: LatentModel) -> Guide:
     encoder = networks.encoder("mlp", SHAPE, (8,), condition=CONDITIONS.get(model_name))
-    guide: Guide = build_guide(guides.guides.get(name), model, encoder, SIZE)
+    guide: Guide = build_guide(guides.guides.get(name), model, encoder, SIZE, OPTIONS.get(name))
     return guide
 
 
