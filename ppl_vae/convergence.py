@@ -112,9 +112,9 @@ def _normal_scores(rows: Tensor) -> Tensor:
     ordered = flat.sort(-1).values
     below, upto = (torch.searchsorted(ordered, flat, side=side) for side in ("left", "right"))
     ranks = 0.5 * (below + upto + 1).double()
-    scores = torch.special.ndtri((ranks - 0.375) / (flat.shape[1] + 0.25))
+    scores: Tensor = torch.special.ndtri((ranks - 0.375) / (flat.shape[1] + 0.25))
     bad = ~flat.isfinite().all(-1, keepdim=True)
-    return torch.where(bad, math.nan, scores).reshape(rows.shape)
+    return scores.masked_fill(bad, math.nan).reshape(rows.shape)
 
 
 def _rhat(scores: Tensor) -> Tensor:

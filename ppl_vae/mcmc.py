@@ -36,6 +36,7 @@ __all__ = [
     "leapfrog",
     "log_joint",
     "sample_posterior",
+    "spread",
 ]
 
 LogDensity: TypeAlias = Callable[[Tensor], Tensor]
@@ -46,7 +47,7 @@ DIVERGENT = 1000.0
 """Nats of energy error from which a trajectory counts as divergent."""
 
 _STEP = 0.1
-_JITTER = 0.2
+_SPREAD = 0.6
 _CHUNK = 4096
 _FEWEST = 4
 _FEWEST_WARM = 40
@@ -159,6 +160,19 @@ def hmc_step(
     return after, Info(probability, accepted, error)
 
 
+def spread(step_size: Tensor, like: Tensor) -> Tensor:
+    """Step sizes between 0.4 and 1.6 of ε, drawn for each chain of each datum, (C, N).
+
+    Trajectories of one length may come back to where they began, or to its mirror image, for ever: of a Gaussian's
+    dimensions some then look as if they mixed faster than independent draws, and their squares do not move at all.
+
+    Args:
+        step_size: ε, (N,), or of no dimension.
+        like: of the shape wanted, (C, N).
+    """
+    return step_size * (1.0 + _SPREAD * (2.0 * torch.rand_like(like) - 1.0))
+
+
 class DualAveraging(NamedTuple):
     r"""Step sizes adapted, datum by datum, until proposals are accepted with a wanted probability.
 
@@ -166,7 +180,7 @@ class DualAveraging(NamedTuple):
         \log ε_{t+1} = μ - \frac{\sqrt t}{γ} \frac{1}{t + t_0} \sum_{s \le t} (δ - α_s), \qquad
         \log \bar ε_{t+1} = t^{-κ} \log ε_{t+1} + (1 - t^{-κ}) \log \bar ε_t
 
-    with γ = 0.05, t₀ = 10, κ = 0.75, μ = log 10 ε₀. All (N,) but `count`.
+    with γ = 0.05, t₀ = 10, κ = 0.75, μ = log 10 ε₀. All (N,), but `steps`, which is t.
 
     Reference: Hoffman and Gelman, The No-U-Turn Sampler, JMLR 2014 (https://arxiv.org/abs/1111.4246), section 3.2.
     """
@@ -175,7 +189,7 @@ class DualAveraging(NamedTuple):
     log_average: Tensor
     gap: Tensor
     center: Tensor
-    count: Tensor
+    steps: Tensor
 
     @classmethod
     def start(cls, step_size: Tensor) -> DualAveraging:
@@ -196,12 +210,12 @@ class DualAveraging(NamedTuple):
 
     def update(self, probability: Tensor, target: float) -> DualAveraging:
         """After a transition with acceptance probabilities (C, N)."""
-        count = self.count + 1.0
-        share = 1.0 / (count + 10.0)
+        steps = self.steps + 1.0
+        share = 1.0 / (steps + 10.0)
         gap = (1.0 - share) * self.gap + share * (target - probability.mean(0))
-        log_step = self.center - count.sqrt() / 0.05 * gap
-        weight = count**-0.75
-        return DualAveraging(log_step, weight * log_step + (1.0 - weight) * self.log_average, gap, self.center, count)
+        log_step = self.center - steps.sqrt() / 0.05 * gap
+        weight = steps**-0.75
+        return DualAveraging(log_step, weight * log_step + (1.0 - weight) * self.log_average, gap, self.center, steps)
 
 
 def _value_and_gradient(log_density: LogDensity, position: Tensor) -> tuple[Tensor, Tensor]:
@@ -313,7 +327,8 @@ class Coordinates:
         if self._real:
             return self._parts(position), position.new_zeros(position.shape[:-1])
         trace, log_det = self._placed(position)
-        return {name: trace.nodes[name]["value"] for name in self.shapes}, log_det
+        nodes: Mapping[str, Any] = trace.nodes
+        return {name: nodes[name]["value"] for name in self.shapes}, log_det
 
     def _placed(self, position: Tensor) -> tuple[Trace, Tensor]:
         chains = position.shape[0]
@@ -513,8 +528,8 @@ def sample_posterior(
     r"""Draw z ~ p(z | x) for every datum by Hamiltonian Monte Carlo, the model's parameters held fixed.
 
     Every datum has step sizes and a mass matrix of its own, adapted during the warm-up and fixed after it; all chains
-    of all data move at once. Step sizes are spread by ±20 % from transition to transition, so that no trajectory can
-    come back to where it began for ever. Constrained supports are left to torch's bijections.
+    of all data move at once. Step sizes are spread from transition to transition (`spread`). Constrained supports are
+    left to torch's bijections.
 
     Memory: the draws, and what `chunk` pairs of a chain and a datum take in one gradient of log p(x, z).
 
@@ -554,7 +569,8 @@ def sample_posterior(
     device = device_of(model, guide)
     batch = batch if device is None else batch.to(device)
     with evaluation(model, guide, seed=seed, device=device):
-        first = batch.take(slice(0, 1))
+        at_once = min(batch.size, max(1, plan.chunk // plan.chains))
+        first = batch.take(slice(0, at_once))
         with validation(True):
             if guide is not None:
                 check_pair(model, guide, first)
@@ -562,7 +578,6 @@ def sample_posterior(
         transition = _Transition(coordinates, plan.steps)
         compiled = CompiledFunction(transition, "inductor" if compile else "none", "sample_posterior")
         results = _Results(plan, batch.size)
-        at_once = min(batch.size, max(1, plan.chunk // plan.chains))
         done = 0
         for start in range(0, batch.size, at_once):
             some = batch.take(slice(start, min(start + at_once, batch.size)))
@@ -622,11 +637,11 @@ class _Transition(nn.Module):
         self.steps = steps
 
     def forward(self, batch: Batch, packed: Tensor, step_size: Tensor, inverse_mass: Tensor) -> tuple[None, Tensor]:
-        size = self.coordinates.size
-        state = State(packed[..., :size], packed[..., 2 * size], packed[..., size : 2 * size])
-        spread = 1.0 + _JITTER * (2.0 * torch.rand_like(state.log_density) - 1.0)
+        dims = self.coordinates.size
+        state = State(packed[..., :dims], packed[..., 2 * dims], packed[..., dims : 2 * dims])
         log_density = self.coordinates.on(batch).log_density
-        state, info = hmc_step(log_density, state, step_size * spread, self.steps, inverse_mass)
+        size = spread(step_size, state.log_density)
+        state, info = hmc_step(log_density, state, size, self.steps, inverse_mass)
         divergent = info.divergent.to(packed.dtype)
         return None, _pack(state, info.probability, divergent)
 

@@ -20,7 +20,7 @@ from torch.distributions import (
 
 from ..core import Guide, LatentModel, LatentSpec
 from ..errors import InputError
-from ..mcmc import State, hmc_step, log_joint
+from ..mcmc import State, hmc_step, log_joint, spread
 from ..validation import validation
 from ..weights import Program, log_weights
 from .base import Objective, Terms, objectives
@@ -143,11 +143,10 @@ class TransportScoreClimbing(Objective):
             found = both.log_density.isfinite() & both.gradient.isfinite().all(-1) & started
             state = State(*(_either(found[: self.particles], t) for t in both))
             unit = torch.ones_like(fresh[0])
-            step_size = self.log_step.exp().expand(fresh.shape[:-1])
             probability = torch.zeros_like(fresh[..., 0])
             for _ in range(self.transitions):
-                spread = 0.8 + 0.4 * torch.rand_like(step_size)
-                state, info = hmc_step(log_density, state, step_size * spread, self.steps, unit)
+                size = spread(self.log_step.exp(), state.log_density)
+                state, info = hmc_step(log_density, state, size, self.steps, unit)
                 probability = probability + info.probability / self.transitions
             values, _ = transport(state.position)
             self.chains.write(rows, values)
@@ -250,7 +249,8 @@ def _piece(site: str, q: TorchDistributionMixin, guide: str) -> _Piece:
             transforms = [*inner.transforms, *transforms]
         inner = inner.base_dist
     if isinstance(inner, Normal):
-        return _Piece(*torch.broadcast_tensors(inner.loc, inner.scale), False, tuple(transforms))
+        loc, scale = torch.broadcast_tensors(inner.loc, inner.scale)
+        return _Piece(loc, scale, False, tuple(transforms))
     if isinstance(inner, MultivariateNormal | LowRankMultivariateNormal):
         return _Piece(inner.loc, inner.scale_tril, True, tuple(transforms))
     raise InputError(
