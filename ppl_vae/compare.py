@@ -367,13 +367,14 @@ class Comparison:
         from .diagnose import to_arviz
 
         points = max(10, min(100, _ARVIZ_NUMBERS // (_ARVIZ_DRAWS * self.test.x[0].numel())))
-        few = self.test.take(range(min(points, len(self.test))))
-        return _along_guides(
-            {
-                name: to_arviz(model, guide, few, _ARVIZ_DRAWS, seed=self.recipe.seed)
-                for name, (model, guide) in self._pairs().items()
-            }
-        )
+        rows = range(min(points, len(self.test)))
+        few = self.test.take(rows)
+        exports = {}
+        for name, (model, guide) in self._pairs().items():
+            # rows of a part are counted anew, which guides with parameters for each datum must not see
+            data = self.test.batch(torch.tensor(rows)) if is_local(guide) else few
+            exports[name] = to_arviz(model, guide, data, _ARVIZ_DRAWS, seed=self.recipe.seed)
+        return _along_guides(exports)
 
     def to_json(self) -> dict[str, Any]:
         """Every number, and what it takes to get it again."""
@@ -584,6 +585,7 @@ class _Job:
         self.test: DataSet | None = None
         self.contenders = [Contender(entry.label) for entry in wanted]
         self.prepared: dict[str, Ingredients | Exception] = {}
+        self.refusals: list[InputError] = []
 
     @property
     def first(self) -> Ingredients:
@@ -681,8 +683,9 @@ class _Job:
         if self.every:
             comparison.left_out[contender.guide] = one_line(refusal)
             self.contenders.remove(contender)
+            self.refusals.append(refusal)
             if not self.contenders:
-                raise refusal
+                raise self.refusals[0]
         elif contender is self.contenders[0]:
             raise refusal
 

@@ -315,7 +315,7 @@ def prepare(recipe: Recipe, loaded: DataSplits | None = None, given: Given | Non
     size = len(data.train)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        model, guide = _build(pair, data.train, given)
+        model, guide = _build(pair, data.train, given, recipe.guide)
     recipe = recipe.replace(
         likelihood=likelihood if given.model is None else _name_of_likelihood(model),
         binarize=data.train.binarize,
@@ -342,7 +342,7 @@ def _pair(recipe: Recipe, given: Given) -> PairConfig:
     )
 
 
-def _build(pair: PairConfig, train: DataSet, given: Given) -> tuple[nn.Module, nn.Module]:
+def _build(pair: PairConfig, train: DataSet, given: Given, name: str) -> tuple[nn.Module, nn.Module]:
     model: nn.Module
     if given.model is None:
         model, encoder = build_model(pair, train)
@@ -357,7 +357,7 @@ def _build(pair: PairConfig, train: DataSet, given: Given) -> tuple[nn.Module, n
             raise InputError(f"the weights of the model that is held are another model's: {error}") from error
         model.requires_grad_(False)
     if given.guide is not None:
-        return model, build_guide(given.guide, model, encoder, len(train))
+        return model, build_guide(given.guide, model, encoder, len(train), name=name)
     if not hasattr(model, "latents"):
         raise InputError(
             f"guide={pair.guide_label!r} is built from what a model declares in `latents`, and {type(model).__name__} "

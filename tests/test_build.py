@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ppl_vae import ELBO, IWAE, InputError, Renyi
-from ppl_vae.build import DataSpec, PairConfig, build, build_objective, units_for
+from ppl_vae.build import DataSpec, PairConfig, build, build_guide, build_objective, units_for
 from ppl_vae.data import DataSet
 from ppl_vae.guides import guides
 from ppl_vae.likelihoods import likelihoods
@@ -137,6 +137,55 @@ def test_units() -> None:
     assert units_for("continuous-bernoulli", data) == "unit"
     assert units_for("gaussian", counts()) == "raw"
     assert DataSpec.of(images("bernoulli")).levels == 2
+
+
+def test_options_of_guide_and_model() -> None:
+    config = PairConfig(
+        "hierarchical-vae", "low-rank", latent=4, hidden=(8,), guide_options={"rank": 1}, model_options={"hidden": 5}
+    )
+    assert (config.guide_label, config.model_label) == ("low-rank:rank=1", "hierarchical-vae:hidden=5")
+    assert config.model_options == {"hidden": (5,)}
+    again = PairConfig.from_json(json.loads(json.dumps(config.to_json())))
+    assert again == config
+    hash(config)
+    model, guide = build(config, images())
+    assert guide.heads["z1"].rank == 1  # type: ignore[union-attr, index]
+    assert tuple(model.latents) == ("z2", "z1")
+    with pytest.raises(InputError, match="rnak=1 does not fit guide='low-rank', which takes rank"):
+        PairConfig(guide="low-rank", guide_options={"rnak": 1})
+    with pytest.raises(InputError, match=r"rank=1\.5 does not fit guide='low-rank', whose rank is a whole number"):
+        PairConfig(guide="low-rank", guide_options={"rank": 1.5})
+    with pytest.raises(InputError, match="latent=3 does not fit model='vae'"):
+        PairConfig(model_options={"latent": 3})
+    with pytest.raises(InputError, match=r"guide_options=\[\] must be a mapping"):
+        PairConfig(guide_options=[])  # type: ignore[arg-type]
+
+
+def test_configurations_without_the_newer_fields_load() -> None:
+    old = {name: value for name, value in PairConfig().to_json().items() if not name.endswith("_options")}
+    assert PairConfig.from_json(old) == PairConfig()
+    spec = DataSpec.of(images()).to_json()
+    assert spec.pop("size") == 24
+    assert DataSpec.from_json(spec).size == 0
+    build(PairConfig.from_json(old), DataSpec.from_json(spec))
+
+
+def test_a_guide_is_given_what_it_asks_for() -> None:
+    model, guide = build(PairConfig(hidden=(8,)), images())
+    encoder = guide.encoder
+    seen = {}
+
+    def one(m: Any) -> torch.nn.Module:
+        return guide
+
+    def all_of_it(m: Any, size: int, encoder: Any, width: int = 3) -> torch.nn.Module:
+        seen.update(model=m, size=size, encoder=encoder, width=width)
+        return guide
+
+    assert build_guide(one, model, encoder, 24) is guide  # type: ignore[arg-type]
+    build_guide(all_of_it, model, encoder, 24, {"width": 5})  # type: ignore[arg-type]
+    assert seen == {"model": model, "size": 24, "encoder": encoder, "width": 5}
+    assert build(PairConfig(guide="local", hidden=(8,)), images())[1].size == 24
 
 
 def test_objectives_by_name() -> None:

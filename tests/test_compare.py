@@ -1,7 +1,10 @@
 import io
 import json
 import math
+import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,15 +15,20 @@ import torch
 import xarray as xr
 from PIL import Image
 from rich.console import Console
+from rich.progress import Progress
 
-from ppl_vae import plots
+from ppl_vae import likelihoods, networks, plots
 from ppl_vae.batch import Batch
 from ppl_vae.compare import Comparison, _groups, compare, of_each_class, pictures_for
+from ppl_vae.contenders import seeds_of
 from ppl_vae.data import DataSet, load
 from ppl_vae.diagnose import from_netcdf, summary
 from ppl_vae.errors import InputError
-from ppl_vae.guides import MeanField, guides
-from ppl_vae.runs import open_run
+from ppl_vae.guides import LowRank, MeanField, guides
+from ppl_vae.models import VAE
+from ppl_vae.recipe import prepare
+from ppl_vae.runs import load_weights, open_run
+from ppl_vae.testing import LinearGaussian, LinearGaussianPosterior
 
 TINY: dict[str, Any] = {"hidden": (8,), "latent": 3, "epochs": 1, "batch_size": 256, "eval_particles": 5}
 PICTURES = ["latent.png", "reconstructions.png", "samples.png", "training.png"]
@@ -365,3 +373,398 @@ def test_a_picture_row_has_as_many_of_each_class() -> None:
     three = DataSet.from_arrays(torch.rand(9, 4, 4), torch.tensor([2, 2, 1, 0, 0, 0, 1, -1, -1]))
     assert of_each_class(three, 9).tolist()[:2] == [7, 8]
     assert len(set(of_each_class(three, 9).tolist())) == 9
+
+
+# --- several seeds ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
+    out = tmp_path_factory.mktemp("seeds") / "compare"
+    return compare(guides=["mean-field", "full-rank"], seeds=[3, 5, 8], out=out, **TINY), out
+
+
+def test_differences_of_several_seeds_can_be_had_by_hand(seeded: tuple[Comparison, Path]) -> None:
+    comparison, out = seeded
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    rows = {(row["guide"], row["seed"]): row["test"] for row in results["rows"]}
+    assert list(rows) == [(guide, seed) for guide in ("mean-field", "full-rank") for seed in (3, 5, 8)]
+    (difference,) = results["differences"]
+    assert difference["seeds"] == [3, 5, 8]
+    for name in ("elbo", "kl", "log_px"):
+        by_seed = [rows["full-rank", seed][name]["mean"] - rows["mean-field", seed][name]["mean"] for seed in (3, 5, 8)]
+        mean = sum(by_seed) / 3
+        se = math.sqrt(sum((d - mean) ** 2 for d in by_seed) / 2 / 3)
+        assert difference[name]["by_seed"] == pytest.approx(by_seed, abs=1e-9)
+        assert difference[name]["mean"] == pytest.approx(mean, abs=1e-9)
+        assert difference[name]["seed_se"] == pytest.approx(se, abs=1e-9)
+        for row in results["summary"]:
+            each = [rows[row["guide"], seed][name]["mean"] for seed in (3, 5, 8)]
+            spread = math.sqrt(sum((v - sum(each) / 3) ** 2 for v in each) / 2 / 3)
+            assert row[name] == pytest.approx({"mean": sum(each) / 3, "seed_se": spread, "seeds": 3})
+    # over the data: of each datum's mean over the seeds
+    trials = {c.guide: [t.evaluation for t in c.trials] for c in comparison.contenders}
+    each = torch.stack(
+        [a.bound.elbo - b.bound.elbo for a, b in zip(trials["full-rank"], trials["mean-field"], strict=True)]  # type: ignore[union-attr]
+    ).mean(0)
+    assert difference["elbo"]["data_se"] == pytest.approx(each.std().item() / math.sqrt(359))
+
+
+def test_seeds_are_the_same_for_all_guides(seeded: tuple[Comparison, Path]) -> None:
+    comparison, out = seeded
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {
+        f"{guide}-seed-{seed}" for guide in ("mean-field", "full-rank") for seed in (3, 5, 8)
+    }
+    assert (out / "seeds.png").exists()
+    for contender in comparison.contenders:
+        assert [t.seed for t in contender.done] == [3, 5, 8]
+        for trial in contender.trials:
+            run = open_run(out / f"{contender.guide}-seed-{trial.seed}")
+            assert run.config["recipe"]["seed"] == run.config["training"]["seed"] == trial.seed
+            assert trial.fitted is not None
+            assert trial.fitted.run_dir == run.path
+    one = compare(guides=["full-rank"], **{**TINY, "seed": 5})["full-rank"].evaluation
+    same = comparison["full-rank"].trials[1].evaluation
+    assert one is not None
+    assert same is not None
+    assert torch.equal(one.log_marginal.log_px, same.log_marginal.log_px)  # as a comparison of this seed alone
+    shown = text(comparison)
+    assert "Seeds: 3, 5, 8." in shown
+    assert "paired by seed and datum" in shown
+
+
+def text(comparison: Comparison) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=120).print(comparison.table())
+    return " ".join(stream.getvalue().split())
+
+
+def test_a_number_of_seeds_counts_from_the_recipes() -> None:
+    assert seeds_of(None, 4) == (4,)
+    assert seeds_of(3, 4) == (4, 5, 6)
+    assert seeds_of([7, 1], 4) == (7, 1)
+    assert seeds_of(range(2), 4) == (0, 1)
+
+
+@pytest.mark.parametrize("seeds", [0, -1, [], [1, 1], True, 1.5, "3", [0.5], [True]])
+def test_seeds_that_are_none(seeds: Any) -> None:
+    with pytest.raises(InputError, match=r"seeds=.* must be how many, 1 or more, or a list of seeds"):
+        compare(seeds=seeds, **TINY)
+
+
+def test_a_seed_that_fails_leaves_the_others(faulty: type[Faulty], tmp_path: Path) -> None:
+    settings = {**TINY, "epochs": 2, "batch_size": 300}
+    comparison = compare(guides=["mean-field", "faulty"], seeds=2, out=tmp_path / "compare", **settings)
+    # its counter stands at 4 in the first seed alone
+    assert [t.error is None for t in comparison["faulty"].trials] == [False, True]
+    assert "seed 0: NonFiniteLossError" in str(comparison["faulty"].error)
+    assert comparison.differences[0].seeds == (1,)
+    assert [t.seed for t in comparison["faulty"].done] == [1]
+    assert "faulty failed: seed 0: NonFiniteLossError" in text(comparison)
+    results = json.loads((tmp_path / "compare" / "results.json").read_text())
+    assert results["summary"][1]["seeds"] == [1]
+    assert len(comparison["mean-field"].done) == 2
+
+
+def test_a_bar_a_guide_counts_its_seeds() -> None:
+    with Progress(console=Console(file=io.StringIO(), force_terminal=True), disable=False) as bars:
+        compare(guides=["mean-field", "full-rank"], seeds=2, progress=bars, **TINY)
+        shown = {task.description: (task.completed, task.total) for task in bars.tasks if task.visible}
+        assert shown == {"mean-field": (2, 2), "full-rank": (2, 2)}
+
+
+# --- all guides, and one's own ----------------------------------------------------------------------------------------
+
+
+class Refusing(MeanField):
+    """A guide that fits no model."""
+
+    def __init__(self, model: Any, encoder: Any) -> None:
+        raise InputError("it takes two to tango")
+
+
+def test_all_guides_but_those_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    parts = {"refusing": Refusing, "full-rank": guides.get("full-rank"), "faulty": Faulty, "mean-field": MeanField}
+    monkeypatch.setattr(guides, "_parts", parts)
+    monkeypatch.setattr(Faulty, "calls", 0)
+    settings = {**TINY, "epochs": 2, "batch_size": 300}
+    comparison = compare(guides="all", out=tmp_path / "compare", **settings)
+    # the plainest first: the others are compared with it
+    assert [c.guide for c in comparison.contenders] == ["mean-field", "faulty", "full-rank"]
+    assert comparison.left_out == {"refusing": "it takes two to tango"}
+    assert [c.guide for c in comparison.failed] == ["faulty"]
+    assert "NonFiniteLossError" in str(comparison["faulty"].error)
+    shown = text(comparison)
+    assert "refusing left out: it takes two to tango" in shown
+    results = json.loads((tmp_path / "compare" / "results.json").read_text())
+    assert results["left_out"] == comparison.left_out
+    assert [d.guide for d in comparison.differences] == ["full-rank"]
+    # asked for by name it is the caller's mistake
+    with pytest.raises(InputError, match="two to tango"):
+        compare(guides=["mean-field", "refusing"], **settings)
+    # what all are refused for is nobody's misfit
+    with pytest.raises(InputError, match="batch_size=5000"):
+        compare(guides="all", **{**TINY, "batch_size": 5000})
+    monkeypatch.setattr(guides, "_parts", {"refusing": Refusing})
+    with pytest.raises(InputError, match="two to tango"):
+        compare(guides="all", **settings)
+
+
+def test_guides_by_class_by_function_and_by_name() -> None:
+    def wide(model: Any, encoder: Any) -> MeanField:
+        return MeanField(model, encoder)
+
+    comparison = compare(
+        guides=[MeanField, "low-rank:rank=1", wide, lambda model, encoder, size: LowRank(model, encoder, rank=2)],
+        **TINY,
+    )
+    assert [c.guide for c in comparison.contenders] == ["mean-field", "low-rank:rank=1", "wide", "guide 4"]
+    one, other = (comparison[name].evaluation for name in ("mean-field", "wide"))
+    assert one is not None
+    assert other is not None
+    assert torch.equal(one.log_marginal.log_px, other.log_marginal.log_px)
+    assert comparison["guide 4"].fitted is not None
+    assert comparison["guide 4"].fitted.guide.heads["z"].rank == 2  # type: ignore[union-attr]
+    named = compare(guides={"narrow": "low-rank:rank=1"}, **TINY)
+    assert named["narrow"].evaluation is not None
+    again = comparison["low-rank:rank=1"].evaluation
+    assert again is not None
+    assert torch.equal(named["narrow"].evaluation.log_marginal.log_px, again.log_marginal.log_px)
+
+
+def own_model(data: DataSet) -> VAE:
+    decoder = networks.decoder("mlp", 3, data.shape, 1, (8,))
+    return VAE(decoder, likelihoods.Bernoulli(data.shape), 3)
+
+
+def test_a_model_and_data_of_ones_own(tmp_path: Path) -> None:
+    digits = load("digits", binarize="dynamic")
+    out = tmp_path / "compare"
+    settings = {"epochs": 1, "batch_size": 256, "eval_particles": 5, "hidden": (8,)}
+    comparison = compare(own_model, ["mean-field", "full-rank"], digits, seeds=2, out=out, **settings)  # type: ignore[arg-type]
+    assert comparison.failed == []
+    assert comparison.test.description == "digits test, fixed binarization (seed 777)"
+    assert comparison.recipe.model == "own_model"
+    assert comparison.recipe.likelihood == "bernoulli"
+    assert sorted(path.name for path in out.glob("*.png")) == sorted([*PICTURES, "seeds.png"])
+    assert all(
+        t.ingredients is not None and t.ingredients.pair is None for c in comparison.contenders for t in c.trials
+    )
+    with pytest.raises(InputError, match="was trained from modules made in a program"):
+        open_run(out / "mean-field-seed-0")
+    fitted = comparison["mean-field"].fitted
+    assert fitted is not None
+    model = own_model(digits.train)
+    load_weights(out / "mean-field-seed-0", model, MeanField(model, networks.encoder("mlp", digits.train.shape, (8,))))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fitted.model.parameters(), strict=True))
+    # a fifth of a single set is held out; tensors will do, and a model that asks for nothing
+    x = torch.randn(50, 3)
+    plain = compare(lambda: LinearGaussian(3, dtype=torch.float32), ["mean-field"], x, epochs=1, eval_particles=5)
+    assert (len(plain.test), plain.failed) == (10, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": ["mean-field"]}, "the guides are the second argument"),
+        ({"model": 3}, "model is a int; give a name, or a function"),
+        ({"model": lambda: 3}, "model makes a int; it must make a module"),
+        ({"guides": [3]}, r"guides\[0\] is a int; give a name, a class, or a function"),
+        ({"guides": [lambda model: 3]}, "guide='guide 1' made a int"),
+        ({"guides": [lambda model, other: 3]}, "needs other, which no name stands for"),
+        ({"guides": {"a": MeanField(own_model(load("digits").train), networks.encoder("mlp", (1, 8, 8)))}}, r"'a'"),
+        ({"data": ({}, {})}, "data holds a dict; give a name"),
+        ({"data": (torch.zeros(4, 2), torch.full((4, 2), math.nan))}, "not finite|nan"),
+        ({"model": lambda: torch.nn.Linear(1, 1)}, "is built from what a model declares in `latents`"),
+        ({"fix_decoder": "nowhere"}, "'nowhere' is not a run folder"),
+        ({"resume": True, "out": None}, "resume=True needs out"),
+    ],
+)
+def test_what_is_no_model_guide_or_data(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        compare(**{**TINY, "out": tmp_path / "compare", **arguments})
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- one model for all guides -----------------------------------------------------------------------------------------
+
+
+def oracle() -> LinearGaussian:
+    return LinearGaussian(data=4, latent=2, sigma=0.6, seed=7)
+
+
+def test_the_distance_to_a_known_posterior() -> None:
+    """Guides whose KL to the posterior is known. False alarm of a 4 s.e. bound: 1 in 16,000 for each of two."""
+    model = oracle()
+    x = model.simulate(300).float()
+    posteriors = {
+        "wide": lambda model: LinearGaussianPosterior(model, widen=1.3),
+        "exact": lambda model: LinearGaussianPosterior(model),
+        "diagonal": lambda model: LinearGaussianPosterior(model, "diagonal"),
+    }
+    comparison = compare(guides=posteriors, data=(x[:50], x[50:]), fix_decoder=model, eval_particles=400)
+    assert comparison.failed == []
+    assert comparison.reference is not None
+    assert comparison.reference.guide == "exact"  # the best sampler is found
+    for name, make in posteriors.items():
+        found = comparison[name].trials[0].divergence
+        assert found is not None
+        known = make(model).kl_to_posterior()
+        assert found.n == 250
+        assert found.mean == pytest.approx(known, abs=max(4 * found.se, 1e-6))
+        assert name == "exact" or 0 < found.se < 0.02 * known
+    assert comparison["diagonal"].trials[0].divergence.mean == pytest.approx(  # type: ignore[union-attr]
+        model.mean_field_gap(),
+        abs=4 * comparison["diagonal"].trials[0].divergence.se,  # type: ignore[union-attr]
+    )
+    shown = text(comparison)
+    assert "KL(q‖p(z|x))" in shown
+    assert "One model for all guides, not trained with them: the LinearGaussian that was given." in shown
+    assert "from the best importance sampler here, exact" in shown
+    assert "Nearest to the posterior: exact." in shown
+    row = comparison.to_json()["rows"][2]["kl_to_posterior"]
+    assert row["mean"] == pytest.approx(model.mean_field_gap(), abs=0.02)
+    assert comparison.to_json()["fixed_decoder"]["log_px_from"] == {"guide": "exact", "seed": 0}
+
+
+def test_guides_are_trained_towards_the_posterior_of_a_model_that_is_held() -> None:
+    """Trained they come near their family's best: the gap of a diagonal Gaussian, 0 of a full one."""
+    model = oracle().float()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    x = model.simulate(500)
+    comparison = compare(
+        guides=["mean-field", "full-rank"], data=(x[:400], x[400:]), fix_decoder=model, eval_particles=200, seeds=2,
+        epochs=40, batch_size=50, lr=1e-2, hidden=(32,),
+    )  # fmt: skip
+    gap = model.mean_field_gap()
+    assert gap > 0.3
+    best = {"mean-field": gap, "full-rank": 0.0}
+    for name, known in best.items():
+        for trial in comparison[name].trials:
+            assert trial.divergence is not None
+            assert known - 4 * trial.divergence.se < trial.divergence.mean < known + 0.1
+            for key, value in trial.fitted.model.state_dict().items():  # type: ignore[union-attr]
+                assert torch.equal(value, before[key])
+    assert comparison.differences[0].elbo.mean == pytest.approx(gap, abs=0.1)
+    # the KLs' difference is the bounds', whatever log p(x) is
+    kl = [[t.divergence.mean for t in comparison[name].trials] for name in best]  # type: ignore[union-attr]
+    assert comparison.differences[0].elbo.by_seed == pytest.approx([a - b for a, b in zip(*kl, strict=True)])
+
+
+def test_a_model_trained_once_with_the_first_guide(tmp_path: Path) -> None:
+    out = tmp_path / "compare"
+    comparison = compare(
+        guides=["full-rank", "mean-field"], fix_decoder="first", seeds=2, out=out, **{**TINY, "eval_particles": 30}
+    )
+    assert comparison.fixed is not None
+    assert comparison.fixed.source == "trained here with full-rank, seed 0"
+    trained = open_run(out / "decoder").model.state_dict()
+    fresh = prepare(comparison.recipe).model.state_dict()
+    assert any(not torch.equal(trained[name], fresh[name]) for name in fresh)
+    encoders = []
+    for contender in comparison.contenders:
+        for trial in contender.trials:
+            run = open_run(out / f"{trial.guide}-seed-{trial.seed}")
+            assert all(torch.equal(run.model.state_dict()[name], t) for name, t in trained.items())
+            encoders.append(next(iter(run.guide.encoder.parameters())))
+            assert trial.divergence is not None
+            assert trial.divergence.mean > -4 * trial.divergence.se
+    assert len({tuple(e.flatten().tolist()) for e in encoders}) == 4
+    # held again, from its run
+    again = compare(guides=["mean-field"], fix_decoder=out / "decoder", epochs=1, batch_size=256, eval_particles=30)
+    assert again.recipe.latent == 3
+    one, other = (c["mean-field"].trials[0].evaluation for c in (again, comparison))
+    assert one is not None
+    assert other is not None
+    assert torch.equal(one.bound.elbo, other.bound.elbo)
+    with pytest.raises(InputError, match=r"hidden=\(9,\): the model of .* has \(8,\); leave it out"):
+        compare(fix_decoder=out / "decoder", hidden=(9,))
+    with pytest.raises(InputError, match="the model that is held are another model's"):
+        compare(own_model, ["mean-field"], fix_decoder=out / "decoder", **TINY)
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_comparison_is_gone_on_with(faulty: type[Faulty], tmp_path: Path) -> None:
+    faulty.fault = "interrupt"
+    settings = {**TINY, "epochs": 3, "hidden": [8]}
+    guides_ = ["mean-field", "faulty", "full-rank"]
+    stopped = compare(guides=guides_, out=tmp_path / "compare", **settings)
+    assert stopped.interrupted
+    before = (tmp_path / "compare" / "mean-field" / "metrics.csv").read_bytes()
+    # its counter goes on: it is not interrupted again
+    resumed = compare(guides=guides_, out=tmp_path / "compare", resume=True, **settings)
+    assert not resumed.interrupted
+    assert resumed.failed == []
+    assert (tmp_path / "compare" / "mean-field" / "metrics.csv").read_bytes() == before
+    monkey = compare(guides=guides_, **settings)
+    for name in guides_:
+        one, other = resumed[name].evaluation, monkey[name].evaluation
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one.log_marginal.log_px, other.log_marginal.log_px), name
+
+
+def test_a_comparison_whose_process_was_killed_is_gone_on_with(
+    written: tuple[Comparison, Path], tmp_path: Path
+) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = tmp_path / f".compare.{dead.pid}"
+    shutil.copytree(written[1] / "full-rank", left / "full-rank")
+    metrics = (left / "full-rank" / "metrics.csv").read_bytes()
+    shutil.copytree(left, tmp_path / f".compare.{os.getppid()}")  # of a process that lives: left alone
+    out = tmp_path / "compare"
+    compare(guides=["mean-field", "full-rank"], out=out, resume=True, **TINY)
+    assert (out / "full-rank" / "metrics.csv").read_bytes() == metrics
+    assert (out / "mean-field" / "metrics.csv").read_bytes() != metrics
+    assert not left.exists()
+    assert (tmp_path / f".compare.{os.getppid()}").exists()
+    results = json.loads((out / "results.json").read_text())
+    then = json.loads((written[1] / "results.json").read_text())
+    for mine, theirs in zip(results["rows"], then["rows"], strict=True):
+        assert mine["test"]["log_px"] == theirs["test"]["log_px"]
+
+
+def test_what_cannot_be_gone_on_with(written: tuple[Comparison, Path], tmp_path: Path) -> None:
+    out = tmp_path / "compare"
+    shutil.copytree(written[1], out)
+    before = contents(out)
+    for changes, message in (
+        ({"latent": 4}, "latent=4: the run .* was started with 3"),
+        ({"overwrite": True}, "give one of them"),
+    ):
+        with pytest.raises(InputError, match=message):
+            compare(out=out, resume=True, **{**TINY, **changes})
+        assert contents(out) == before
+    with pytest.raises(InputError, match="holds no run of a comparison to go on with"):
+        compare(out=tmp_path / "new", resume=True, **TINY)
+
+
+def test_a_picture_that_cannot_be_drawn_costs_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("out of ink")
+
+    monkeypatch.setattr(plots, "latent_space", fail)
+    comparison = compare(guides=["mean-field"], out=tmp_path / "compare", **TINY)
+    assert comparison.notes == ["latent.png could not be made: ValueError: out of ink"]
+    assert "out of ink" in text(comparison)
+    assert not (tmp_path / "compare" / "latent.png").exists()
+    assert (tmp_path / "compare" / "samples.png").exists()
+    open_run(tmp_path / "compare" / "mean-field")
+
+
+def test_a_guide_with_parameters_for_each_datum_is_fitted_to_the_test_data(tmp_path: Path) -> None:
+    comparison = compare(guides=["mean-field", "local"], out=tmp_path / "compare", **TINY)
+    assert comparison.failed == []
+    assert comparison.notes == []
+    trial = comparison["local"].trials[0]
+    assert trial.fitted is not None
+    assert trial.posterior is not None
+    assert (trial.fitted.guide.size, trial.posterior.size) == (1438, 359)
+    assert "local‡" in text(comparison)
+    assert "‡ has parameters for each datum: for the test data fresh ones were fitted" in text(comparison)
+    rows = json.loads((tmp_path / "compare" / "results.json").read_text())["rows"]
+    assert [row["fitted_to_test"] for row in rows] == [False, True]
+    assert all(p.requires_grad for p in trial.fitted.model.parameters())

@@ -12,6 +12,7 @@ from PIL import Image
 from ppl_vae import plots
 from ppl_vae.build import DataSpec
 from ppl_vae.errors import InputError
+from ppl_vae.evaluate.plane import Plane
 
 
 def spec(shape: tuple[int, ...] = (1, 4, 6), units: str = "unit", levels: int | None = 17) -> DataSpec:
@@ -197,6 +198,62 @@ def test_counts_are_binned_around_whole_numbers_and_wide_tables_cut() -> None:
 def test_a_constant_column_is_drawn() -> None:
     figure = plots.samples({"one": torch.full((10, 1), 0.5)}, spec((1,), "real", None), "constant")
     assert len(figure.axes) == 1
+
+
+def plane(shift: float = 0.0, density: bool = True) -> Plane:
+    z = torch.linspace(-4, 4, 81)
+    p = torch.exp(-0.5 * (z[:, None] ** 2 + (z[None] - shift) ** 2)) / (2 * torch.pi)
+    return Plane(z, z + shift, p, p if density else None, torch.randn(30, 2) + shift)
+
+
+def test_posteriors_are_rows_of_guides_below_the_data() -> None:
+    drawn = {"one": [plane(), plane(1.0)], "blind": [plane(0.0, False), plane(2.0, False)]}
+    chains = {name: torch.randn(50, 2, 2) for name in drawn}
+    x = torch.rand(2, 1, 4, 6)
+    figure = plots.posteriors(drawn, chains, x, spec(), "digits test", ["a", "b"])
+    assert len(figure.axes) == 6
+    assert titles(figure)[:2] == ["a", "b"]
+    np.testing.assert_allclose(shown(figure.axes[1]), x[1, 0], rtol=1e-6)
+    assert [figure.axes[i].get_ylabel() for i in (2, 4)] == ["one\nz₂", "blind\nz₂"]
+    assert figure.axes[3].get_ylim()[1] == pytest.approx(5.0)  # each its own frame
+    for axis, name, datum in ((figure.axes[3], "one", 1), (figure.axes[4], "blind", 0)):
+        chain, own = (c.get_offsets() for c in axis.collections if len(c.get_offsets()) in (50, 30))
+        np.testing.assert_allclose(chain, chains[name][:, datum], rtol=1e-6)
+        np.testing.assert_allclose(own, drawn[name][datum].draws, rtol=1e-6)
+    lines = [sum(type(c).__name__ == "QuadContourSet" for c in axis.collections) for axis in figure.axes[2:]]
+    assert lines == [2, 2, 1, 1]  # areas of the posterior, and lines of q where it has a density
+    one = plots.posteriors(drawn, chains, None, spec((4,), "real", None), "cells", one_model=True)
+    assert len(one.axes) == 4
+    assert one.axes[1].get_ylim() == one.axes[3].get_ylim() == pytest.approx((-3.0, 6.0))
+
+
+def test_levels_hold_their_shares() -> None:
+    drawn = plane()
+    levels = plots._levels(drawn.p.numpy(), drawn.cell)
+    # a standard Gaussian's circle of mass m has density (1 - m) / 2π
+    np.testing.assert_allclose(levels, [(1 - share) / (2 * np.pi) for share in (0.99, 0.9, 0.5)], rtol=0.03)
+
+
+def test_seeds_are_lines_over_the_guides() -> None:
+    numbers = {"ELBO": {"one": {0: -1.0, 1: -2.0}, "two": {1: -1.5}, "three": {0: -3.0, 1: -4.0}}}
+    figure = plots.by_seed(numbers, "digits test")
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["one", "two", "three"]
+    first, second = axis.get_lines()
+    np.testing.assert_array_equal(first.get_xydata(), [[0, -1], [2, -3]])  # of a seed that failed nothing is drawn
+    np.testing.assert_array_equal(second.get_ydata(), [-2, -1.5, -4])
+    assert axis.get_ylabel() == "nats per datum"
+
+
+def test_many_guides_are_drawn_in_rows_and_in_colours_of_their_own() -> None:
+    names = [f"guide {k}" for k in range(14)]
+    latent = plots.latent_space({name: torch.randn(5, 2) for name in names}, None, [], "digits")
+    drawn = plots.samples({name: torch.rand(4, 1, 4, 6) for name in names}, spec(), "digits")
+    for figure in (latent, drawn):
+        assert titles(figure) == names
+        assert figure.get_figwidth() < 25
+    curves = plots.training_curves({name: history() for name in names}, "digits")
+    assert len({line.get_color() for line in curves.axes[0].get_lines()}) == 14
 
 
 def test_saved_pictures_are_whole_and_not_tiny(tmp_path: Path) -> None:

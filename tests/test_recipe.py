@@ -4,10 +4,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from ppl_vae.data import load
+from ppl_vae import likelihoods, networks
+from ppl_vae.data import DataSet, DataSplits, load
 from ppl_vae.errors import InputError
-from ppl_vae.recipe import Recipe, prepare
+from ppl_vae.guides import LowRank, guides
+from ppl_vae.models import VAE, models
+from ppl_vae.objectives import ELBO, objectives
+from ppl_vae.recipe import Given, Recipe, prepare
+from ppl_vae.runs import open_run
+from ppl_vae.testing import LinearGaussian, LinearGaussianPosterior
 
 TINY = Recipe(hidden=(8,), latent=2)
 
@@ -173,3 +180,105 @@ def test_seeds_that_no_generator_takes(seed: object) -> None:
 def test_a_density_of_binarized_data_is_refused() -> None:
     with pytest.raises(InputError, match="is a density"):
         prepare(TINY.replace(likelihood="gaussian", binarize="dynamic"))
+
+
+SMALL = TINY.replace(latent=4, epochs=1, batch_size=8)
+
+
+@pytest.mark.parametrize("guide", [*guides, "low-rank:rank=1", "spline:transforms=1:bins=4"])
+def test_every_guide_by_name_is_trained_and_opened_again(guide: str, files: dict[str, str], tmp_path: Path) -> None:
+    ready = prepare(SMALL.replace(data=files["grey"], guide=guide))
+    fitted = ready.train(tmp_path / "run", progress=False)
+    run = open_run(tmp_path / "run")
+    assert run.pair.guide_label == guide
+    for name, value in fitted.guide.state_dict().items():
+        assert torch.equal(value, run.guide.state_dict()[name])
+
+
+@pytest.mark.parametrize("objective", [*objectives, "renyi:alpha=0.3:particles=2", "elbo:kl=monte-carlo"])
+def test_every_objective_by_name_is_trained_with_and_opened_again(
+    objective: str, files: dict[str, str], tmp_path: Path
+) -> None:
+    ready = prepare(SMALL.replace(data=files["grey"], objective=objective))
+    fitted = ready.train(tmp_path / "run", progress=False)
+    run = open_run(tmp_path / "run")
+    assert type(run.objective) is type(fitted.objective)
+    assert run.objective.extra_repr() == fitted.objective.extra_repr()
+    for name, value in fitted.objective.state_dict().items():
+        assert torch.equal(value, run.objective.state_dict()[name])
+
+
+@pytest.mark.parametrize("model", [name for name in models if name != "cvae"] + ["hierarchical-vae:layers=3:hidden=5"])
+def test_every_model_by_name_is_trained_and_opened_again(model: str, files: dict[str, str], tmp_path: Path) -> None:
+    ready = prepare(SMALL.replace(data=files["grey"], model=model))
+    fitted = ready.train(tmp_path / "run", progress=False)
+    run = open_run(tmp_path / "run")
+    assert run.pair.model_label == model
+    assert [*run.model.latents] == [*ready.model.latents]  # type: ignore[arg-type, misc]
+    for name, value in fitted.model.state_dict().items():
+        assert torch.equal(value, run.model.state_dict()[name])
+
+
+def test_an_objective_that_keeps_something_of_each_datum_is_made_for_their_number(files: dict[str, str]) -> None:
+    class PerDatum(ELBO):
+        def __init__(self, model: nn.Module, size: int, particles: int = 1) -> None:
+            super().__init__(particles=particles)
+            self.made_for = (model, size)
+
+    objectives.register("per-datum")(PerDatum)
+    try:
+        ready = prepare(SMALL.replace(data=files["grey"], objective="per-datum:particles=2"))
+        assert ready.objective.made_for == (ready.model, 16)  # type: ignore[attr-defined]
+        assert ready.objective.particles == 2
+        with pytest.raises(InputError, match="particles=0"):
+            prepare(SMALL.replace(data=files["grey"], objective="per-datum", particles=0))
+        with pytest.raises(InputError, match="size=3 does not fit objective='per-datum', which takes particles"):
+            prepare(SMALL.replace(objective="per-datum:size=3"))
+    finally:
+        del objectives._parts["per-datum"]
+
+
+def test_a_persons_own_parts_take_the_place_of_names(files: dict[str, str]) -> None:
+    plain = load(files["unit"])
+    made: list[object] = []
+
+    def model(data: DataSet) -> VAE:
+        made.append(data)
+        decoder = networks.decoder("mlp", 2, data.shape, 1, (8,))
+        return VAE(decoder, likelihoods.ContinuousBernoulli(data.shape), 2)
+
+    ready = prepare(TINY.replace(guide="low-rank:rank=1"), given=Given(model=model, data=plain))
+    assert made == [ready.data.train]
+    assert ready.pair is None
+    assert (ready.recipe.likelihood, ready.recipe.binarize) == ("continuous-bernoulli", "none")
+    assert isinstance(ready.guide, LowRank)
+    held = prepare(TINY, given=Given(model=model, data=plain, weights=ready.model.state_dict()))
+    assert not any(p.requires_grad for p in held.model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(held.model.parameters(), ready.model.parameters(), strict=True))
+    other = dict(ready.model.state_dict(), strange=torch.zeros(1))
+    with pytest.raises(InputError, match="another model's"):
+        prepare(TINY, given=Given(model=model, data=plain, weights=other))
+
+
+def test_a_persons_own_data_are_binarized_where_this_is_asked_for(files: dict[str, str]) -> None:
+    plain = load(files["grey"])
+    asked = prepare(TINY.replace(binarize="dynamic"), given=Given(data=plain))
+    assert [part.binarize for part in asked.data] == ["dynamic", "fixed"]
+    assert asked.recipe.likelihood == "bernoulli"
+    left = prepare(TINY, given=Given(data=plain))
+    assert [part.units for part in left.data] == ["levels", "levels"]
+    assert left.recipe.likelihood == "discretized-logistic"
+    drawn = prepare(TINY, given=Given(data=load(files["grey"], binarize="dynamic")))
+    assert (drawn.recipe.binarize, drawn.recipe.likelihood) == ("dynamic", "bernoulli")
+
+
+def test_a_pair_without_parameters_is_what_it_is() -> None:
+    model = LinearGaussian(dtype=torch.float32)
+    x = DataSet.from_arrays(model.simulate(30))
+    given = Given(lambda: model, lambda model: LinearGaussianPosterior(model), DataSplits(x, x))
+    fitted = prepare(TINY.replace(device="cpu"), given=given).train()
+    assert (fitted.epochs, fitted.steps, fitted.history, fitted.run_dir) == (0, 0, [], None)
+
+
+def test_a_folder_is_named_after_the_options_too() -> None:
+    assert Recipe(guide="low-rank:rank=3").title == "digits-vae-low-rank-rank=3"

@@ -53,7 +53,7 @@ class Source:
 
     Raises:
         InputError: there is no x, x has a value outside of the support (NaN is outside of every one), or y a label
-            that is no class of the model.
+            that is no class of the model; a guide with parameters for each datum of another data set.
     """
 
     def __init__(self, data: Data, model: Program, guide: Program) -> None:
@@ -72,6 +72,7 @@ class Source:
             self.description = self.data.description
         else:
             raise InputError(f"data is a {type(data).__name__}; give a DataSet, a Batch or a tensor x of shape (N, *D)")
+        _refuse_others(guide, data)
         likelihood = getattr(model, "likelihood", None)
         self.likelihood = likelihood if isinstance(likelihood, Likelihood) else None
         if isinstance(condition := getattr(model, "condition", None), Condition):
@@ -102,6 +103,18 @@ class Source:
     def check(self, model: Program, guide: Program) -> None:
         """`check_pair` on a few rows."""
         check_pair(model, guide, self.batch(0, min(self.size, _CHECKED)), unscaled=True)
+
+
+def _refuse_others(guide: Any, data: DataSet | Batch) -> None:
+    """Raise `InputError` where a guide has parameters for each datum of another data set: it would take the rows of
+    this one for its own."""
+    size = getattr(guide, "size", None)
+    if callable(getattr(guide, "renew", None)) and isinstance(data, DataSet) and size != len(data):
+        raise InputError(
+            f"{type(guide).__name__} has parameters for each of the {size} data it was made for, and "
+            f"{data.description!r} has {len(data)}: fit fresh ones by ppl_vae.renewal.renewed(model, guide, data, ...); "
+            "some of its own data are given as a Batch with their rows, data.batch(rows)"
+        )
 
 
 def _brief(batch: Batch) -> str:

@@ -24,7 +24,7 @@ _CHUNK = 1024
 _FAR = 12.0
 """Nats below the highest density that end the picture."""
 
-_CHAINS, _WARMUP, _LEAPFROG = 8, 80, 6
+_CHAINS, _WARMUP, _LEAPFROG = 10, 60, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ def planes(
 
 
 def posterior_draws(model: Program, data: Batch, draws: int = 400, *, seed: int = 0) -> Tensor:
-    """(M, N, 2) draws of each datum's posterior by Hamiltonian Monte Carlo, in eight chains, to be looked at beside
+    """(M, N, 2) draws of each datum's posterior by Hamiltonian Monte Carlo, in ten chains, to be looked at beside
     the grid.
 
     Raises:
@@ -111,6 +111,7 @@ def _plane(model: Program, guide: Program, name: str, batch: Batch, size: int, d
     with particle_plate(draws):
         ours: Any = poutine.trace(guide).get_trace(batch).nodes[name]["value"]
         prior: Any = poutine.trace(model).get_trace(generation(batch)).nodes[name]["value"]
+    dtype = ours.dtype
     drawn = ours.expand(draws, 1, 2)[:, 0].double()
     everywhere = torch.cat([drawn, prior.expand(draws, 1, 2)[:, 0].double()])
     low, high = _wider(everywhere.amin(0), everywhere.amax(0), 0.25)
@@ -118,14 +119,14 @@ def _plane(model: Program, guide: Program, name: str, batch: Batch, size: int, d
     inner = drawn.quantile(ends, dim=0)
     for _ in range(3):
         grid = _grid(low, high, _COARSE)
-        log_p = _on_grid(lambda z: log_joint(model, {name: z}, batch), grid)
+        log_p = _on_grid(lambda z: log_joint(model, {name: z}, batch), grid, dtype)
         near = (log_p > log_p.max() - _FAR).nonzero()
         step = (high - low) / _COARSE
         corner = low + near.amin(0) * step, low + (near.amax(0) + 1) * step
         low, high = _wider(torch.minimum(corner[0], inner[0]), torch.maximum(corner[1], inner[1]), 0.02)
     grid = _grid(low, high, size)
-    log_p = _on_grid(lambda z: log_joint(model, {name: z}, batch), grid)
-    log_q = _score(guide, name, batch, grid)
+    log_p = _on_grid(lambda z: log_joint(model, {name: z}, batch), grid, dtype)
+    log_q = _score(guide, name, batch, grid, dtype)
     cell = float(((high - low) / size).prod())
     p = (log_p - log_p.flatten().logsumexp(0)).exp() / cell
     q = None if log_q is None else log_q.exp().cpu()
@@ -144,14 +145,14 @@ def _grid(low: Tensor, high: Tensor, size: int) -> Tensor:
     return torch.stack(torch.meshgrid(z1, z2, indexing="ij"), -1)
 
 
-def _on_grid(score: Any, grid: Tensor) -> Tensor:
+def _on_grid(score: Any, grid: Tensor, dtype: torch.dtype) -> Tensor:
     """(G, G) of a function from values (C, 1, 2) to log densities (C, 1)."""
-    points = grid.reshape(-1, 1, 2).to(torch.get_default_dtype())
+    points = grid.reshape(-1, 1, 2).to(dtype)
     parts = [score(piece).double().reshape(-1) for piece in points.split(_CHUNK)]
     return torch.cat(parts).reshape(grid.shape[:2])
 
 
-def _score(guide: Program, name: str, batch: Batch, grid: Tensor) -> Tensor | None:
+def _score(guide: Program, name: str, batch: Batch, grid: Tensor, dtype: torch.dtype) -> Tensor | None:
     """log q on the grid, of guides whose only site it is and that can score it."""
 
     def score(z: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ def _score(guide: Program, name: str, batch: Batch, grid: Tensor) -> Tensor | No
         except NotImplementedError:
             q = None
         if q is not None:
-            return _on_grid(q.log_prob, grid)
-        return _on_grid(score, grid) if getattr(guide, "scores_given", True) else None
+            return _on_grid(q.log_prob, grid, dtype)
+        return _on_grid(score, grid, dtype) if getattr(guide, "scores_given", True) else None
     except (NotImplementedError, KeyError, RuntimeError, ValueError):
         return None
