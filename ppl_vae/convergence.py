@@ -130,4 +130,5 @@ def _autocovariance(rows: Tensor) -> Tensor:
     centred = rows - rows.mean(-1, keepdim=True)
     # padded, so that the end of a chain is not multiplied with its beginning
     spectrum = torch.fft.rfft(centred, n=2 * length)
-    return torch.fft.irfft(spectrum.abs().square(), n=2 * length)[..., :length] / length
+    sums: Tensor = torch.fft.irfft(spectrum.abs().square(), n=2 * length)[..., :length]
+    return sums / length

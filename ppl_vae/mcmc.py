@@ -47,7 +47,7 @@ DIVERGENT = 1000.0
 """Nats of energy error from which a trajectory counts as divergent."""
 
 _STEP = 0.1
-_SPREAD = 0.6
+_SPREAD = 0.4
 _CHUNK = 4096
 _FEWEST = 4
 _FEWEST_WARM = 40
@@ -161,7 +161,7 @@ def hmc_step(
 
 
 def spread(step_size: Tensor, like: Tensor) -> Tensor:
-    """Step sizes between 0.4 and 1.6 of ε, drawn for each chain of each datum, (C, N).
+    """Step sizes between 0.6 and 1.4 of ε, drawn for each chain of each datum, (C, N).
 
     Trajectories of one length may come back to where they began, or to its mirror image, for ever: of a Gaussian's
     dimensions some then look as if they mixed faster than independent draws, and their squares do not move at all.
