@@ -21,6 +21,7 @@ from .errors import InputError
 from .minibatches import Minibatches
 from .networks import set_precision
 from .objectives import ELBO, IWAE, Objective, Renyi
+from .together import joined, owned
 from .weights import Program
 
 __all__ = ["CompiledSVI"]
@@ -173,12 +174,14 @@ class CompiledSVI:
         if self._pair is None:
             pair = _Pair(self.model, self.guide, self.loss, args, kwargs)
             set_precision(pair, self.precision)
-            parameters = [p for p in pair.parameters() if p.requires_grad]
+            own = self.loss.optimizers() if isinstance(self.loss, Objective) else []
+            taken = {id(p) for p in owned(own)}
+            parameters = [p for p in pair.parameters() if p.requires_grad and id(p) not in taken]
             if parameters and isinstance(self.loss, nn.Module):
                 self.loss.to(parameters[0].device)  # a buffer on another device could not be in one graph with them
             if not parameters:
                 raise InputError("neither the model nor the guide has a parameter to train")
-            self.optimizer = _make_optimizer(self.optim, self.optim_args, parameters)
+            self.optimizer = joined(_make_optimizer(self.optim, self.optim_args, parameters), own)
             self._base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
             self._evaluate = CompiledFunction(pair, self._backend, "CompiledSVI.evaluate_loss")
             self._pair = pair

@@ -32,6 +32,7 @@ from .logs import Logs
 from .nonfinite import first_bad, first_bad_parameter
 from .objectives import Objective
 from .progress import progress_bar
+from .together import joined, owned
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -168,10 +169,17 @@ class Trainer:
         self.loss = _Loss(job.model, job.guide, job.objective).to(self.device)
         # one process needs none of the wrapper's conversions, which cost as much as a small step
         self.module: nn.Module = self.fabric.setup_module(self.loss) if self.world > 1 else self.loss
-        self.groups = _parameter_groups(job)
-        self.trained = [p for group in self.groups.values() for p in group]
+        own = job.objective.optimizers()
+        if own and self.settings.schedule != "joint":
+            raise InputError(
+                f"schedule={self.settings.schedule!r} does not fit {type(job.objective).__name__}, which trains "
+                "parameters by optimizers of its own; use schedule='joint'"
+            )
+        self.groups = _parameter_groups(job, owned(own))
+        pair = [p for group in self.groups.values() for p in group]
+        self.trained = [*pair, *owned(own)]
         # one group: a fused optimizer then updates all of them in one call
-        self.optimizer = job.optimizer([{"params": self.trained}], lr=self.settings.lr)
+        self.optimizer = joined(job.optimizer([{"params": pair}], lr=self.settings.lr), own)
         self.loader = Loader(
             job.data, self.settings.batch_size, self.settings.seed, self.device, self.rank, self.world, job.stream
         )
@@ -339,8 +347,7 @@ class Trainer:
     def _step(self, batch: Batch) -> Tensor:
         if self.job.lr_factor is not None:
             factor = self.job.lr_factor(self.step / (self.settings.epochs * self.loader.steps))
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.settings.lr * factor
+            self.optimizer.param_groups[0]["lr"] = self.settings.lr * factor
         if self.settings.warmup:
             warm = min(1.0, (self.step + 1) / (self.settings.warmup * self.loader.steps))
             self.loss.objective.kl_weight.fill_(warm)  # type: ignore[operator]
@@ -539,10 +546,12 @@ class Trainer:
             self.best_weights = self.checkpoints.load(best).weights
 
 
-def _parameter_groups(job: Job) -> dict[str, list[nn.Parameter]]:
+def _parameter_groups(job: Job, others: Sequence[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
     """The guide's parameters, and the model's with the objective's; what both hold is the model's. A side without
-    parameters that train is left out."""
+    parameters that train is left out, and so are `others`."""
     of_model = list(dict.fromkeys([*job.model.parameters(), *job.objective.parameters()]))
+    taken = {id(p) for p in others}
+    of_model = [p for p in of_model if id(p) not in taken]
     known = set(of_model)
     groups = {"model": of_model, "guide": [p for p in job.guide.parameters() if p not in known]}
     return {name: trained for name, group in groups.items() if (trained := [p for p in group if p.requires_grad])}

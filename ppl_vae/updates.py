@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
 
+from .together import Together
+
 __all__ = ["Rule", "rule_for"]
 
 Slots = Mapping[str, Tensor]
@@ -167,6 +169,8 @@ _RULES: dict[type[Optimizer], type[Rule]] = {
 
 def rule_for(optimizer: Optimizer, group: Mapping[str, Any]) -> Rule | str:
     """The rule of an optimizer's parameter group, or why there is none."""
+    if isinstance(optimizer, Together):
+        optimizer = optimizer.owner(group)
     kind = _RULES.get(type(optimizer))
     if kind is None:
         return f"the optimizer {type(optimizer).__name__} has no compiled update (there are {supported()})"

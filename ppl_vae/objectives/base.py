@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..errors import InputError
 from ..registry import Registry
@@ -78,6 +79,11 @@ class Objective(PyroELBO, nn.Module):
         self._checked = [entry for entry in self._checked if entry[0]() is not None and entry[1]() is not None]
         self._checked.append((weakref.ref(model), weakref.ref(guide), mode))
         return True
+
+    def optimizers(self) -> Sequence[Optimizer]:
+        """Optimizers, each of some of this objective's own parameters, which are then trained by it and not by the
+        pair's, in the same step: torch's, made anew at every call. Called once by `CompiledSVI` and `fit`."""
+        return ()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Σ over the batch of the loss, in nats; a tensor to call `backward` on."""
