@@ -170,7 +170,7 @@ def log_weights(
     max_plate_nesting=1)` takes the same stream of random numbers.
     """
     if stop_guide and torch.is_grad_enabled():
-        return _score_stopped(model, guide, args, kwargs, particles)
+        return _score_stopped(model, guide, args, kwargs, particles, enumerate)
     model_trace, guide_trace = _trace_pair(model, guide, args, kwargs, particles, enumerate)
     return _score(model_trace, guide_trace, particles)
 
@@ -279,10 +279,10 @@ def _run_on(program: Program, draws: Trace, args: tuple[Any, ...], kwargs: dict[
 
 
 def _score_stopped(
-    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], particles: int
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], particles: int, enumerate: bool
 ) -> LogWeights:
     again = _again(guide)
-    with _plates(guide, args, kwargs, particles):
+    with _plates(guide, args, kwargs, particles, enumerate):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         copied = _replaced(guide_trace, _copied)
         model_trace = _run_on(model, copied, args, kwargs)
