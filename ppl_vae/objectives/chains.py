@@ -48,7 +48,7 @@ class Chains(nn.Module):
             )
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise InputError(f"size={size!r} must be the number of training data, 1 or more")
-        self.sites = tuple(latents)
+        self.shapes = {name: spec.event_shape for name, spec in latents.items()}
         self.size = size
         self.what = what
         for name, spec in latents.items():
@@ -79,21 +79,34 @@ class Chains(nn.Module):
             raise InputError(f"{self.what} keeps its chains in one process: train with devices=1")
         return batch.rows
 
+    def expect(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Raise `InputError` unless these are the latents that the chains were made for, with their event shapes."""
+        if set(shapes) != set(self.shapes):
+            raise InputError(
+                f"{self.what} was made for the latents {sorted(self.shapes)}, and this model has {sorted(shapes)}"
+            )
+        for name, shape in shapes.items():
+            if tuple(shape) != tuple(self.shapes[name]):
+                raise InputError(
+                    f"{self.what} has chains of {name!r} with events {tuple(self.shapes[name])}, and this model's are "
+                    f"{tuple(shape)}"
+                )
+
     def read(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Where the chains of these rows are: values (C, N, \\*event) by site, and whether they were started, (N,)."""
-        values = {name: getattr(self, f"at_{name}").index_select(0, rows).transpose(0, 1) for name in self.sites}
+        values = {name: getattr(self, f"at_{name}").index_select(0, rows).transpose(0, 1) for name in self.shapes}
         return values, self.started.index_select(0, rows)
 
     def write(self, rows: Tensor, values: Mapping[str, Tensor]) -> None:
         """Move them to values (C, N, \\*event), in place: another tensor would be lost to a compiled step."""
         with torch.no_grad():
-            for name in self.sites:
+            for name in self.shapes:
                 buffer = getattr(self, f"at_{name}")
                 buffer.index_copy_(0, rows, values[name].detach().transpose(0, 1).to(buffer.dtype))
             self.started.index_fill_(0, rows, True)
 
     def extra_repr(self) -> str:
-        return f"size={self.size}, sites={list(self.sites)}"
+        return f"size={self.size}, sites={list(self.shapes)}"
 
 
 def _processes() -> int:

@@ -72,19 +72,20 @@ class ScoreClimbing(Objective):
         states, started = self.chains.read(rows)
 
         def continued(name: str, drawn: Tensor) -> Tensor:
-            if name not in states:
-                return drawn
+            if name not in states or drawn.shape[2:] != states[name].shape[2:]:
+                return drawn  # an auxiliary site, or one to be refused
             again = started.reshape(-1, *[1] * (drawn.dim() - 2))
             return torch.cat([torch.where(again, states[name].to(drawn.dtype), drawn[:1]), drawn[1:]])
 
         with validation(False), held(continued):
             w = log_weights(model, guide, *args, particles=1 + self.particles, enumerate=False, **kwargs)
+        self.chains.expect({name: value.shape[2:] for name, value in w.draws.items()})
         share = shares(w)  # (1 + K, N)
         logs = fresh_logs(w, 1)
         with torch.no_grad():
             # of exponential variables with rates w̃ each is the smallest with probability w̃
             chosen = (torch.empty_like(share).exponential_() / share).argmin(0)
-            self.chains.write(rows, {name: _at(w.draws[name], chosen) for name in self.chains.sites})
+            self.chains.write(rows, {name: _at(w.draws[name], chosen) for name in self.chains.shapes})
             logs["moved"] = (chosen > 0).to(share.dtype)
         return Terms(forward_loss(share, w.log_joint, w.log_q), logs)
 

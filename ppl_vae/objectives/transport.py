@@ -130,7 +130,9 @@ class TransportScoreClimbing(Objective):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Move the chains of a batch; their values (C, N, \\*event), and the mean acceptance probability (N,)."""
         with torch.no_grad():
-            transport = _Transport.of(guide, self.chains.sites, args, kwargs)
+            by_site = _posterior(guide, args, kwargs)
+            self.chains.expect({name: q.event_shape for name, q in by_site.items()})
+            transport = _Transport({name: _piece(name, by_site[name], guide) for name in self.chains.shapes})
 
             def log_density(noise: Tensor) -> Tensor:
                 values, log_det = transport(noise)
@@ -207,24 +209,6 @@ class _Transport:
         self.pieces = pieces
         self.sizes = [piece.loc[0].numel() for piece in pieces.values()]
 
-    @classmethod
-    def of(cls, guide: Any, sites: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Transport:
-        name = type(guide).__name__
-        try:
-            if not isinstance(guide, Guide):
-                raise NotImplementedError
-            by_site = guide.distribution(*args, **kwargs)
-        except NotImplementedError:
-            raise InputError(
-                f"TransportScoreClimbing needs a guide that gives q(z | x) of each site by `distribution`, and {name} "
-                "gives none; use ScoreClimbing or Wake"
-            ) from None
-        if set(by_site) != set(sites):
-            raise InputError(
-                f"TransportScoreClimbing was made for the sites {sorted(sites)}, and {name} has {sorted(by_site)}"
-            )
-        return cls({site: _piece(site, by_site[site], name) for site in sites})
-
     def __call__(self, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         values: dict[str, Tensor] = {}
         total = noise.new_zeros(())
@@ -241,7 +225,19 @@ class _Transport:
         return torch.randn(chains, len(loc), sum(self.sizes), dtype=loc.dtype, device=loc.device)
 
 
-def _piece(site: str, q: TorchDistributionMixin, guide: str) -> _Piece:
+def _posterior(guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, TorchDistributionMixin]:
+    try:
+        if isinstance(guide, Guide):
+            return guide.distribution(*args, **kwargs)
+    except NotImplementedError:
+        pass
+    raise InputError(
+        "TransportScoreClimbing needs a guide that gives q(z | x) of each site by `distribution`, and "
+        f"{type(guide).__name__} gives none; use ScoreClimbing or Wake"
+    )
+
+
+def _piece(site: str, q: TorchDistributionMixin, guide: Program) -> _Piece:
     transforms: list[Transform] = []
     inner: Any = q
     while isinstance(inner, TransformedDistribution | Independent):
@@ -255,7 +251,7 @@ def _piece(site: str, q: TorchDistributionMixin, guide: str) -> _Piece:
         return _Piece(inner.loc, inner.scale_tril, True, tuple(transforms))
     raise InputError(
         "TransportScoreClimbing needs a guide whose q(z | x) is a Gaussian or an invertible flow of one; that of "
-        f"{guide} at the site {site!r} is a {type(inner).__name__}; use ScoreClimbing or Wake"
+        f"{type(guide).__name__} at the site {site!r} is a {type(inner).__name__}; use ScoreClimbing or Wake"
     )
 
 
