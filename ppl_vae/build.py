@@ -19,7 +19,7 @@ from .likelihoods import Likelihood, likelihoods
 from .models import models
 from .networks import Condition, decoder, encoder, kinds
 from .objectives import Objective, objectives
-from .options import check_options, construct, label
+from .options import check_options, construct, label, options_of
 
 __all__ = [
     "DataSpec",
@@ -30,6 +30,7 @@ __all__ = [
     "build_model",
     "build_objective",
     "check_objective_options",
+    "options_by_name",
     "units_for",
 ]
 
@@ -293,6 +294,19 @@ def check_objective_options(name: str, **options: Any) -> dict[str, Any]:
     if not set(_TO_OBJECTIVE) & inspect.signature(part).parameters.keys():
         part(**checked)
     return checked
+
+
+def options_by_name(kind: str, name: str) -> list[str]:
+    """The options of a model, a guide or an objective; of other kinds there are none."""
+    known: dict[str, tuple[Any, tuple[str, ...]]] = {
+        "model": (models, _TO_MODEL),
+        "guide": (guides, _TO_GUIDE),
+        "objective": (objectives, _TO_OBJECTIVE),
+    }
+    if kind not in known:
+        return []
+    registry, given = known[kind]
+    return options_of(registry.get(name), given)
 
 
 def _some(data: DataSet) -> Tensor:

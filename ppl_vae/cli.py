@@ -734,8 +734,13 @@ def export(
 
 
 @app.command(name="list")
-def list_parts() -> None:
+def list_parts(
+    options: Annotated[
+        bool, typer.Option("--options", help="What models, guides and objectives can be told, as low-rank:rank=3.")
+    ] = False,
+) -> None:
     """Models, guides, objectives, likelihoods, networks and data sets, a line each."""
+    from .build import options_by_name
     from .data import data_sets
     from .display import make_console
     from .guides import guides
@@ -759,3 +764,6 @@ def list_parts() -> None:
         console.print(f"[bold]{title}[/bold]")
         for name, summary in parts.items():
             console.print(f"  {name:<{width}}{summary}", markup=False, soft_wrap=True)
+            takes = options_by_name(title.removesuffix("s").lower(), name) if options else []
+            if takes:
+                console.print(f"  {'':<{width}}options: {', '.join(takes)}", markup=False, soft_wrap=True)

@@ -374,7 +374,7 @@ class Comparison:
             # rows of a part are counted anew, which guides with parameters for each datum must not see
             data = self.test.batch(torch.tensor(rows)) if is_local(guide) else few
             exports[name] = to_arviz(model, guide, data, _ARVIZ_DRAWS, seed=self.recipe.seed)
-        return _along_guides(exports)
+        return _along_guides(exports, self.test.columns)
 
     def to_json(self) -> dict[str, Any]:
         """Every number, and what it takes to get it again."""
@@ -852,8 +852,12 @@ def _summary_json(contender: Contender) -> dict[str, Any]:
     return {"guide": contender.guide, "seeds": [t.seed for t in done], **numbers}
 
 
-def _along_guides(exports: Mapping[str, Any]) -> Any:
-    """One export a guide -> one with a dimension "guide". What is observed is the same for all, and kept once."""
+def _along_guides(exports: Mapping[str, Any], columns: Sequence[str] = ()) -> Any:
+    """One export a guide -> one with a dimension "guide". What is observed is the same for all, and kept once.
+
+    Args:
+        columns: names of a table's columns, which a batch does not have.
+    """
     import xarray as xr
 
     from .diagnose._arviz import container
@@ -862,6 +866,8 @@ def _along_guides(exports: Mapping[str, Any]) -> Any:
     groups: dict[str, xr.Dataset] = {}
     for group in _groups(exports[names[0]]):
         parts = [_groups(export)[group] for export in exports.values()]
+        if columns:
+            parts = [p.assign_coords(feature=list(columns)) if "feature" in p.dims else p for p in parts]
         if "draw" not in parts[0].dims:
             groups[group] = parts[0]
             continue

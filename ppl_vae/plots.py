@@ -58,7 +58,8 @@ def training_curves(
         held_out: after training, "elbo", "log_likelihood" and "kl" by name, marked at the right edge.
         held_out_name: which data those are.
     """
-    figure = _figure(11.0, 3.8)
+    entries = sum(1 + (name in (held_out or {})) + ("val_elbo" in [*h, {}][0]) for name, h in histories.items())
+    figure = _figure(11.0, 3.6 + 0.2 * math.ceil(entries / 4))
     axes = figure.subplots(1, 3)
     for axis, (key, label) in zip(
         axes, (("elbo", "ELBO"), ("log_likelihood", "E log p(x | z)"), ("kl", "KL(q ‖ prior)")), strict=True

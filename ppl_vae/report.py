@@ -43,6 +43,7 @@ DOUBTED = 0.01
 """The share of data with k-hat above 0.7 from which a mean log p(x) is marked."""
 
 _MARK = "†"
+_FEW = 2
 
 
 @dataclass(frozen=True)
@@ -243,12 +244,16 @@ def comparison_table(
         table.add_row(row.name + row.note, *_cells(row))
     if differences:
         table.add_section()
+    # many have the name of the one that all are compared with above them, few each with their own
+    together = len(differences) > _FEW and len({each.less for each in differences}) == 1
+    if together:
+        table.add_row(f"less {differences[0].less}:")
     for each in differences:
         # log p(x) is the model's: of one model the KL to its posterior differs by what the bound does, and log p(x) by
         # the estimates' errors alone
         middle = plus_minus(-each.elbo.mean, each.elbo.se, sign=True) if one_model else _difference(each.kl)
         table.add_row(
-            f"{each.guide}\n− {each.less}",
+            each.guide if together else f"{each.guide}\n− {each.less}",
             _difference(each.elbo),
             middle,
             *([] if one_model else [_difference(each.log_px)]),
@@ -367,7 +372,7 @@ def _cells(row: Row) -> list[str]:
         kl,
         log_px + (f" {_MARK}" if doubted else ""),
         f"{Spread.of([e.ess.mean for e in row.evaluations]).mean:.0f}",
-        f"{_share(row.evaluations)}%",
+        _percent(row.evaluations),
         f"{active:.1f}/{_units(e)}" if several else f"{active:.0f}/{_units(e)}",
         str(e.parameters["total"]),
         f"{Spread.of(row.seconds).mean:.1f}" if row.seconds else "–",
@@ -388,6 +393,11 @@ def _doubt(particles: int) -> str:
         f"{_MARK} not to be relied on, more likely too low: k̂ > 0.7, or unknown with {particles} particles, for more "
         f"than {100 * DOUBTED:g}% of the data."
     )
+
+
+def _percent(evaluations: Sequence[Evaluation]) -> str:
+    share = _share(evaluations)
+    return share if share == "?" else f"{share}%"
 
 
 def _share(evaluations: Sequence[Evaluation]) -> str:

@@ -165,6 +165,14 @@ def test_list_has_a_line_for_every_part() -> None:
     assert set(kinds) <= set(listed)
 
 
+def test_list_has_the_options_where_they_are_asked_for() -> None:
+    assert "options:" not in good("list").out
+    lines = [line.strip() for line in good("list", "--options").out.splitlines()]
+    for name, options in (("low-rank", "rank"), ("hierarchical-vae", "layers, hidden"), ("renyi", "alpha, particles")):
+        (line,) = (k for k, line in enumerate(lines) if line.split()[:1] == [name])
+        assert lines[line + 1] == f"options: {options}"
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 
@@ -417,8 +425,12 @@ def test_compare_prints_a_table_and_writes_the_results(folder: Path) -> None:
 
 
 def test_compare_of_a_table_draws_its_columns(folder: Path) -> None:
-    good("compare", "--data", write_table(folder / "cells.csv"), *SMALL, "--latent", "1")
+    table = write_table(folder / "cells.csv")
+    done = good("compare", "--data", table, *SMALL, "--latent", "1", "--guides", "mean-field,full-rank,local")
+    assert "could not be made" not in done.out
     assert len(list((folder / "runs" / "compare").glob("*.png"))) == 4
+    draws = from_netcdf(folder / "runs" / "compare" / "comparison.nc")
+    assert draws["observed_data"]["x"].coords["feature"].values.tolist() == ["area", "mass", "age"]
 
 
 def test_compare_with_options_seeds_and_resumption(folder: Path) -> None:

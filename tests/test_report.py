@@ -113,6 +113,16 @@ def test_several_seeds_are_a_mean_with_its_error_over_them(judged: SimpleNamespa
     assert "paired by seed and datum, ± their standard error over the seeds" in caption
 
 
+def test_many_differences_have_one_heading(judged: SimpleNamespace) -> None:
+    numbers = [Paired((value,), 0.02, 12) for value in (0.5, -0.25, 0.1)]
+    rows = [Row(name, [judged.numbers]) for name in "abcd"]
+    lines = text(
+        comparison_table(rows, [Difference(name, "a", (0,), *numbers) for name in "bcd"], About())
+    ).splitlines()
+    heading = next(k for k, line in enumerate(lines) if line.startswith("less a:"))
+    assert [line.split()[:2] for line in lines[heading + 1 : heading + 4]] == [[name, "+0.50"] for name in "bcd"]
+
+
 def test_an_unreliable_number_is_marked(judged: SimpleNamespace) -> None:
     good, bad = with_means(judged.numbers, -20.0, 0.01), with_means(judged.numbers, -20.0, 0.02)
     number = plus_minus(good.log_px.mean, good.log_px.se)
