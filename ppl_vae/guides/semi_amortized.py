@@ -34,14 +34,17 @@ class SemiAmortized(Amortized):
     .. math::
         m \leftarrow m + S\, Δ_m, \quad S \leftarrow S\, B, \qquad
         Δ_m = η\, S^\top \nabla_m L, \quad \log B_{dd} = \tfrac{η}{2} (S^\top \nabla_S L)_{dd}, \quad
-        B_{ij} = η\, (S^\top \nabla_S L)_{ij}, \; i > j
+        B_{ij} = α η\, (S^\top \nabla_S L)_{ij}, \; i > j
 
-    the gradient in the metric of q: Δ and B are in q's own standard deviations, so that one η serves wide and
-    narrow posteriors, and a step longer than `largest` of them is shortened. L(m, S) is the ELBO, its
-    expectation taken over points m + S ε of random signs ε, one standard deviation away: quadrature that is exact for
-    separable cubics. The signs are others in every step, mirrored in pairs, and drawn once for all: they are a buffer. So
-    q is a function of x like any other guide's: `distribution` draws nothing, log q of any z is known, and the draws of
-    z that an objective or an evaluation makes share nothing with those that found q.
+    the gradient in the metric of q: Δ and B are in q's own standard deviations, so that one η serves wide and narrow
+    posteriors, and a step longer than `largest` of them is shortened.
+
+    L(m, S) is the ELBO, its expectation over q taken at points m + S ε of signs ε = ±1, one standard deviation away in
+    every dimension: a quadrature that is exact for cubic polynomials without products of dimensions, and with P = 2D
+    points for all. Fewer leave noise in the gradient below the diagonal, where α = P/2D (1 at most) shortens the steps.
+    The signs differ from step to step and are fixed once for all. So q is a function of x like any other guide's:
+    `distribution` draws nothing, log q of any z is known, and the draws of z that an objective or an evaluation makes
+    share nothing with what found q.
 
     What the encoder learns from, and the model:
 
@@ -49,8 +52,10 @@ class SemiAmortized(Amortized):
       first order, as if q moved with its start), and to the model at a fixed q, as in variational EM. A step
       costs one more pass through the model, forwards and backwards, and leaves no gradient there.
     - ``differentiate=True``: through the steps, by second derivatives. This is the exact gradient of what is maximized,
-      at about twice the time and a graph through all steps in memory. The refined q then depends on the model's
-      parameters too; objectives that stop those of q (STL, DReG) want False.
+      at about twice the time and a graph through all steps in memory. The refined q is then a function of the model's
+      parameters too, and whatever an objective asks of q, it asks of the model: right for ELBO and IWAE, wrong for
+      those that train the two on different things (wake, score climbing). Hence it is not the default. Where the
+      guide's own parameters are held constant, as when STL and DReG score draws anew, so are the steps.
 
     Args:
         model: what the guide is for. Its program is run by the guide, which does not own its parameters: copy and move
@@ -60,7 +65,7 @@ class SemiAmortized(Amortized):
         steps: K; 0 leaves the amortized guide.
         lr: η, between 0 and 1; with 1 and an exact gradient the mean of a Gaussian posterior of covariance S Sᵀ is met
             at once.
-        particles: points in each step's ELBO; an even number, for pairs of ε and -ε.
+        particles: P, points in each step's ELBO, an even number for pairs of ε and -ε.
         differentiate: see above.
         largest: of a step, in q's standard deviations.
 
@@ -75,7 +80,7 @@ class SemiAmortized(Amortized):
         Marino, Yue and Mandt, Iterative amortized inference, ICML 2018 (https://arxiv.org/abs/1807.09356).
     """
 
-    noise: Tensor
+    signs: Tensor
 
     def __init__(
         self,
@@ -101,7 +106,8 @@ class SemiAmortized(Amortized):
         self.differentiate = differentiate
         self._model = (model,)  # in a tuple: run, but neither moved nor saved with the guide
         numbers = sum(head.numel for head in self._heads().values())
-        self.register_buffer("noise", _noise(steps, particles, numbers))
+        self.register_buffer("signs", _signs(steps, particles, numbers))
+        self.covered = min(1.0, (particles + 1) // 2 / _size(numbers))
 
     def distribution(self, batch: Batch, **latents: Tensor) -> Mapping[str, TorchDistributionMixin]:
         features = self.encoder(batch, **latents)
@@ -118,34 +124,34 @@ class SemiAmortized(Amortized):
     def _refined(
         self, start: Mapping[str, _Gaussian], batch: Batch, latents: Mapping[str, Tensor]
     ) -> dict[str, _Gaussian]:
-        through = self.differentiate and torch.is_grad_enabled()
+        through = self.differentiate and any(t.requires_grad for q in start.values() for t in q)
         change = {name: _Change.none(q) for name, q in start.items()}
-        for noise in self.noise:
+        for signs in self.signs:
             with torch.enable_grad():
                 now = {name: _leaf(change[name].of(q), through) for name, q in start.items()}
-                elbo = self._elbo(now, batch, latents, noise)
+                elbo = self._elbo(now, batch, latents, signs)
                 gradients = iter(
                     torch.autograd.grad(elbo.sum(), [t for q in now.values() for t in q], create_graph=through)
                 )
             with torch.set_grad_enabled(through):
-                steps = {name: q.step(next(gradients), next(gradients), self.lr) for name, q in now.items()}
+                steps = {n: q.step(next(gradients), next(gradients), self.lr, self.covered) for n, q in now.items()}
                 squares = torch.stack([step.square_norm() for step in steps.values()])  # (sites, *S, N)
                 length = squares.sum(0).clamp_min(1e-12).sqrt()
                 shorter = (self.largest / length).clamp(max=1.0).unsqueeze(-1)
                 change = {name: c.then(now[name], steps[name].times(shorter)) for name, c in change.items()}
         return {name: change[name].of(q) for name, q in start.items()}
 
-    def _elbo(self, q: Mapping[str, _Gaussian], batch: Batch, latents: Mapping[str, Tensor], noise: Tensor) -> Tensor:
-        """(\\*S, N), up to a constant, at particles of the noise (P, numbers)."""
+    def _elbo(self, q: Mapping[str, _Gaussian], batch: Batch, latents: Mapping[str, Tensor], signs: Tensor) -> Tensor:
+        """(\\*S, N), up to a constant, at points of the signs (P, numbers)."""
         values: dict[str, Tensor] = {}
         total: Tensor | float = 0.0
         heads = self._heads()
-        parts = noise.split([head.numel for head in heads.values()], dim=-1)
+        parts = signs.split([head.numel for head in heads.values()], dim=-1)
         for (name, head), part in zip(heads.items(), parts, strict=True):
             loc = q[name].loc
             free = q[name].at(part.reshape(-1, *[1] * (loc.dim() - 1), head.numel))  # (P, *S, N, numbers)
             free = free.reshape(*free.shape[:-1], *head.free_shape)
-            total = total + q[name].log_det()  # of fixed noise, -log q is this and a constant
+            total = total + q[name].log_det()  # where signs are fixed, -log q is this and a constant
             values[name] = free
             if head.transform is not None:
                 values[name] = head.transform(free)
@@ -190,8 +196,8 @@ class _Gaussian(NamedTuple):
     def full(self) -> bool:
         return self.scale.dim() > self.loc.dim()
 
-    def at(self, noise: Tensor) -> Tensor:
-        return self.loc + self.scaled(noise)
+    def at(self, signs: Tensor) -> Tensor:
+        return self.loc + self.scaled(signs)
 
     def scaled(self, vector: Tensor) -> Tensor:
         """S v."""
@@ -201,14 +207,15 @@ class _Gaussian(NamedTuple):
         diagonal = self.scale.diagonal(dim1=-2, dim2=-1) if self.full else self.scale
         return diagonal.log().sum(-1)
 
-    def step(self, by_loc: Tensor, by_scale: Tensor, lr: float) -> _Step:
+    def step(self, by_loc: Tensor, by_scale: Tensor, lr: float, covered: float) -> _Step:
         """The natural gradient in units of q, from the gradients by loc and scale. The Fisher information of a move by
-        S Δ is 1 a dimension, of a growth of S to S B it is 2 on the diagonal's logarithm and 1 below it."""
+        S Δ is 1 a dimension, of a growth of S to S B it is 2 on the diagonal's logarithm and 1 below it. Below it steps
+        are shorter where the points do not cover all pairs of dimensions."""
         if not self.full:
             return _Step(lr * self.scale * by_loc, 0.5 * lr * self.scale * by_scale, None)
         move = (self.scale.mT @ by_loc.unsqueeze(-1)).squeeze(-1)
         growth = self.scale.mT @ by_scale
-        return _Step(lr * move, 0.5 * lr * growth.diagonal(dim1=-2, dim2=-1), lr * growth.tril(-1))
+        return _Step(lr * move, 0.5 * lr * growth.diagonal(dim1=-2, dim2=-1), covered * lr * growth.tril(-1))
 
 
 class _Step(NamedTuple):
@@ -255,11 +262,26 @@ def _leaf(q: _Gaussian, through: bool) -> _Gaussian:
     return _Gaussian(loc, scale)
 
 
-def _noise(steps: int, particles: int, numbers: int) -> Tensor:
-    """(steps, particles, numbers), the same in every guide of these sizes.
+def _size(numbers: int) -> int:
+    """Of the smallest Hadamard matrix of Sylvester's with so many columns: the next power of 2."""
+    return 1 << (numbers - 1).bit_length()
 
-    Signs, and no Gaussian numbers: they have a standard Gaussian's mean, variances and third moments in every draw, so
-    that a quadratic's gradient by the scales has no noise from dimensions alone.
+
+def _signs(steps: int, particles: int, numbers: int) -> Tensor:
+    """(steps, particles, numbers), mirrored pairs, the same in every guide of these sizes.
+
+    Pairs are rows of Hadamard matrices, one after another through all steps, with columns shuffled and flipped from
+    matrix to matrix: rows of one are orthogonal, so that together they have a Gaussian's covariance.
     """
-    half = torch.randint(2, (steps, (particles + 1) // 2, numbers), generator=torch.Generator().manual_seed(0))
-    return torch.cat([2.0 * half - 1.0, 1.0 - 2.0 * half], dim=1)[:, :particles]
+    generator = torch.Generator().manual_seed(0)
+    hadamard = torch.ones(1, 1)
+    while len(hadamard) < _size(numbers):
+        hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
+    size, pairs = len(hadamard), (particles + 1) // 2
+    rows = [hadamard.new_empty(0, numbers)]
+    for _ in range(-(-steps * pairs // size)):
+        order, columns = torch.randperm(size, generator=generator), torch.randperm(size, generator=generator)[:numbers]
+        flips = 2.0 * torch.randint(2, (numbers,), generator=generator) - 1.0
+        rows.append(hadamard[order][:, columns] * flips)
+    half = torch.cat(rows)[: steps * pairs].reshape(steps, pairs, numbers)
+    return torch.cat([half, -half], dim=1)[:, :particles]

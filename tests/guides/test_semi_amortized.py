@@ -27,7 +27,7 @@ def guide_of(model: LatentModel, family: Family = "mean-field", **options: objec
 def amortized(guide: guides.SemiAmortized) -> guides.Amortized:
     """The guide that it refines, sharing its parameters."""
     start = copy.copy(guide)
-    start.__dict__ = {**guide.__dict__, "_buffers": {"noise": guide.noise[:0]}}
+    start.__dict__ = {**guide.__dict__, "_buffers": {"signs": guide.signs[:0]}}
     return start
 
 
@@ -58,21 +58,19 @@ def test_the_contract_on_other_supports() -> None:
     check_guide(guides.SemiAmortized(model, networks.encoder("mlp", (3,), (9,)), steps=2).double(), model, batch)
 
 
-@every_family
-@pytest.mark.parametrize("differentiate", [False, True])
+@pytest.mark.parametrize(("family", "differentiate"), [("full-rank", False), ("mean-field", True)])
 def test_traced_steps_are_eager_steps(family: Family, differentiate: bool) -> None:
     model = vae()
     guide = guide_of(model, family, steps=2, differentiate=differentiate)
-    for objective in (ELBO(particles=2), IWAE(3)):
-        check_compiled(model, guide, objective, binary_batch(), steps=4)
+    check_compiled(model, guide, IWAE(3), binary_batch(), steps=4)
 
 
 @every_family
 def test_a_step_is_the_natural_gradient_of_the_elbo(family: Family) -> None:
     """Against the Fisher information of q, by automatic differentiation of KL(q ‖ q') at q' = q, and a gradient of the
-    ELBO at the guide's own noise."""
+    ELBO at the guide's own points."""
     model, batch = vae(2), binary_batch(1)
-    guide = guide_of(model, family, steps=1, lr=1e-4, particles=2, largest=1e6)
+    guide = guide_of(model, family, steps=1, lr=1e-4, particles=4, largest=1e6)
     q = amortized(guide).distribution(batch)["z"]
     loc = q.mean[0].detach()
     rows, columns = (torch.arange(2),) * 2 if family == "mean-field" else torch.tril_indices(2, 2)
@@ -86,7 +84,7 @@ def test_a_step_is_the_natural_gradient_of_the_elbo(family: Family) -> None:
 
     def elbo(numbers: Tensor) -> Tensor:
         now = gaussian(numbers)
-        z = now.loc + guide.noise[0] @ now.scale_tril.T
+        z = now.loc + guide.signs[0] @ now.scale_tril.T
         return (log_joint(model, batch, {"z": z.unsqueeze(1)}).squeeze(-1) - now.log_prob(z)).mean()
 
     def divergence(numbers: Tensor) -> Tensor:
@@ -115,7 +113,7 @@ def constant(guide: guides.SemiAmortized, loc: Tensor, scale_tril: Tensor) -> No
 
 
 def test_one_whole_step_meets_the_mean_of_a_gaussian_posterior() -> None:
-    """lr=1, S Sᵀ the posterior's covariance, mirrored noise, for which a quadratic's gradient by m is exact."""
+    """lr=1, S Sᵀ the posterior's covariance, mirrored points, for which a quadratic's gradient by m is exact."""
     oracle = LinearGaussian(data=5, latent=3)
     guide = guides.SemiAmortized(
         oracle, networks.encoder("mlp", (5,), (4,)), "full-rank", steps=1, lr=1.0, particles=2, largest=1e6
@@ -128,18 +126,19 @@ def test_one_whole_step_meets_the_mean_of_a_gaussian_posterior() -> None:
 
 @every_family
 def test_many_steps_find_the_best_of_the_family(family: Family) -> None:
-    """From N(5, I): KL(q ‖ p(z | x)) of the linear-Gaussian oracle, exactly, nears 0 or the mean-field gap."""
-    oracle = LinearGaussian(data=5, latent=2)
+    """From N(5, I): KL(q ‖ p(z | x)) of the linear-Gaussian oracle, exactly, is 0 or the mean-field gap. Where log p is
+    quadratic 2D points leave no noise."""
+    oracle = LinearGaussian(data=5, latent=3, seed=8)
     guide = guides.SemiAmortized(
-        oracle, networks.encoder("mlp", (5,), (4,)), family, steps=150, lr=0.1, particles=64
+        oracle, networks.encoder("mlp", (5,), (4,)), family, steps=300, lr=0.3, particles=8
     ).double()
-    constant(guide, torch.full((2,), 5.0).double(), torch.eye(2).double())
+    constant(guide, torch.full((3,), 5.0).double(), torch.eye(3).double())
     x = oracle.simulate(6)
     mean, covariance = moments(guide.distribution(Batch(x=x))["z"])
     q = torch.distributions.MultivariateNormal(mean, covariance)
     gap = torch.distributions.kl_divergence(q, oracle.posterior(x))
     wanted = 0.0 if family == "full-rank" else oracle.mean_field_gap()
-    assert bool(((gap - wanted).abs() < 0.02).all())
+    assert bool(((gap - wanted).abs() < 1e-4).all())
 
 
 @every_family
@@ -186,20 +185,30 @@ def test_q_is_a_function_of_x_whatever_the_seed_and_the_plates_around() -> None:
         torch.testing.assert_close(part[k], alone[k][[3, 1]])
 
 
-def test_guides_of_one_size_have_the_same_noise_and_take_none_from_the_default_generator() -> None:
-    torch.manual_seed(0)
-    encoder, state = networks.encoder("mlp", SHAPE, (7,)), torch.get_rng_state()
-    plain = guides.MeanField(vae(), encoder)
-    after = torch.get_rng_state()
-    torch.set_rng_state(state)
-    noise = [guides.SemiAmortized(vae(), encoder, particles=3).noise for _ in range(2)]
-    assert torch.equal(noise[0], noise[1])
-    torch.set_rng_state(state)
-    vae(), guides.SemiAmortized(vae(), encoder)
-    del plain, after
-    assert tuple(noise[0].shape) == (5, 3, 3)
-    torch.testing.assert_close(noise[0][:, 2], -noise[0][:, 0])  # mirrored
-    assert not torch.equal(noise[0][0], noise[0][1])  # another in every step
+@pytest.mark.parametrize(("particles", "numbers"), [(2, 5), (3, 3), (16, 8), (4, 1)])
+def test_points_are_mirrored_signs_that_cover_a_gaussians_covariance(particles: int, numbers: int) -> None:
+    steps = 8
+    signs = guide_of(vae(numbers), steps=steps, particles=particles).signs
+    assert tuple(signs.shape) == (steps, particles, numbers)
+    assert signs.unique().tolist() == [-1.0, 1.0]
+    if particles % 2 == 0:
+        assert not signs.mean(1).any()
+        # 8 steps of pairs, and so a multiple of the 8 or fewer that a whole set has
+        covariance = signs.mT @ signs
+        torch.testing.assert_close(covariance.mean(0) / particles, torch.eye(numbers).double())
+    if numbers > 1:
+        assert not torch.equal(signs[0], signs[1])
+
+
+def test_guides_of_one_size_have_the_same_points_and_draw_nothing_for_them() -> None:
+    encoder, model = networks.encoder("mlp", SHAPE, (7,)), vae()
+    states = []
+    for make in (guides.MeanField, guides.SemiAmortized):
+        torch.manual_seed(0)
+        make(model, encoder)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+    assert torch.equal(guides.SemiAmortized(model, encoder).signs, guides.SemiAmortized(model, encoder).signs)
 
 
 @every_family
@@ -292,3 +301,42 @@ def test_what_it_is_not_for_is_refused() -> None:
         guide_of(GlobalWeight())
     with pytest.raises(InputError, match="discrete"):
         guide_of(SemiSupervised())
+
+
+@pytest.mark.slow
+@every_family
+def test_between_a_weak_encoder_and_each_datums_own_optimum(family: Family) -> None:
+    """ELBO amortized < semi-amortized <= local, of one family under one model, on 200 data: KL(q ‖ p(z | x)) of the
+    linear-Gaussian oracle is exact, so that the error bars are of the data alone. The encoder has a single feature for
+    three posterior means."""
+    oracle = LinearGaussian(data=6, latent=3, seed=9)
+    batch = Batch(x=oracle.simulate(200), rows=torch.arange(200))
+    p = oracle.posterior(batch.x)
+    gaps = {}
+    for name in ("amortized", "semi-amortized", "local"):
+        torch.manual_seed(0)
+        encoder = networks.encoder("mlp", (6,), (1,))
+        guide: torch.nn.Module
+        if name == "local":
+            guide = guides.Local(oracle, 200, family)
+        elif name == "amortized":
+            guide = guides.guides.get(family)(oracle, encoder)  # type: ignore[call-arg]
+        else:
+            guide = guides.SemiAmortized(oracle, encoder, family)
+        guide = guide.double()
+        optimizer = torch.optim.Adam(guide.parameters(), lr=0.05 if name == "local" else 0.01)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000)
+        for _ in range(1000):
+            optimizer.zero_grad()
+            ELBO(particles=8).differentiable_loss(oracle, guide, batch).div(200).backward()
+            optimizer.step()
+            schedule.step()
+        mean, covariance = moments(guide.distribution(batch)["z"])  # type: ignore[operator]
+        q = torch.distributions.MultivariateNormal(mean, covariance)
+        gaps[name] = torch.distributions.kl_divergence(q, p).detach()
+    print({name: f"{gap.mean():.4f}" for name, gap in gaps.items()})
+    for worse, better, least in (("amortized", "semi-amortized", 0.2), ("semi-amortized", "local", -0.01)):
+        difference = gaps[worse] - gaps[better]
+        assert float(difference.mean() - 4 * difference.std() / 200**0.5) > least
+    best = 0.0 if family == "full-rank" else oracle.mean_field_gap()
+    assert abs(float(gaps["local"].mean()) - best) < 0.01
