@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,18 @@ from .fixed import FIRST, Fixed, fixed_by
 from .folder import read_run
 from .recipe import Given, Ingredients, Recipe, load_plain, prepare
 from .renewal import is_local
-from .report import About, Difference, Paired, Row, Spread, comparison_table, finite, one_line, write_results
+from .report import (
+    About,
+    Difference,
+    Paired,
+    Row,
+    Spread,
+    comparison_table,
+    finite,
+    is_doubted,
+    one_line,
+    write_results,
+)
 from .results import KIND, RESULTS, Earlier, check_target, earlier_runs, staged
 
 if TYPE_CHECKING:
@@ -227,6 +238,8 @@ class Comparison:
                 f"{e.log_px.mean:.3f} ± {e.log_px.se:.3f}, ESS {e.ess.mean:.0f}, k̂ > 0.7 for "
                 f"{100 * e.khat_above:.1f}% of the data. Nearest to the posterior: {nearest.guide}."
             )
+            if is_doubted(e):
+                said.append("So log p(x) is more likely too low, and every KL with it, by the same for all guides.")
         if any(c.row.note for c in self.contenders):
             said.append(
                 f"{_LOCAL} has parameters for each datum: for the test data fresh ones were fitted with the model "
@@ -425,7 +438,7 @@ class Comparison:
 
 def compare(
     model: str | Callable[..., nn.Module] | None = None,
-    guides: str | Iterable[GuideLike] | Mapping[str, GuideLike] = ("mean-field", "full-rank"),
+    guides: str | Sequence[GuideLike] | Mapping[str, GuideLike] = ("mean-field", "full-rank"),
     data: Any = None,
     recipe: Recipe | None = None,
     *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import nn
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     own: Callable[..., nn.Module] | None = None
 
 
-def entries(guides: str | Iterable[GuideLike] | Mapping[str, GuideLike]) -> list[Entry]:
+def entries(guides: str | Sequence[GuideLike] | Mapping[str, GuideLike]) -> list[Entry]:
     """The guides that are asked for, each under a label of its own.
 
     Args:

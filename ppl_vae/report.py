@@ -31,6 +31,7 @@ __all__ = [
     "comparison_table",
     "evaluation_table",
     "finite",
+    "is_doubted",
     "one_line",
     "plus_minus",
     "refuse_existing",
@@ -282,14 +283,14 @@ def evaluation_table(evaluation: Evaluation, title: str, about: About) -> Table:
     if e.bits_per_dimension is not None:
         estimates.append((f"−{about.log_px}", e.bits_per_dimension, "bits/dim"))
     for name, estimate, unit in estimates:
-        mark = f" {_MARK}" if _doubted(e) and about.log_px in name else ""
+        mark = f" {_MARK}" if is_doubted(e) and about.log_px in name else ""
         table.add_row(name, f"{estimate.mean:.4f}{mark}", _small(estimate.se), _small(estimate.data_se), unit)
     table.add_row("effective sample size", f"{e.ess.mean:.1f}", "", _small(e.ess.data_se), f"of {e.particles}")
     table.add_row("data with k̂ > 0.7", _share([e]), "", "", "%")
     table.add_row("active units", str(e.active_units.count), "", "", f"of {_units(e)}")
     table.add_row("parameters", f"{e.parameters['total']:,}", "", "", "")
     caption = _caption(e, about, "± Monte Carlo standard error, and that of the sampling of data")
-    table.caption = Text(f"{caption} {_doubt(e.particles)}" if _doubted(e) else caption)
+    table.caption = Text(f"{caption} {_doubt(e.particles)}" if is_doubted(e) else caption)
     return table
 
 
@@ -344,7 +345,7 @@ def _about_comparison(rows: Sequence[Row], differences: Sequence[Difference], ab
     several = max(len(row.evaluations) for row in rows) > 1
     error = "mean over the seeds ± its standard error over them" if several else "± Monte Carlo standard error"
     said = [_caption(evaluations[0], about, error), "Seconds are of training and compiling."]
-    if any(_doubted(e) for e in evaluations):
+    if any(is_doubted(e) for e in evaluations):
         said.append(_doubt(evaluations[0].particles))
     if differences:
         over = "seed and datum, ± their standard error over the seeds" if several else "datum, ± their standard error"
@@ -365,7 +366,7 @@ def _cells(row: Row) -> list[str]:
             Spread.over([e.log_px for e in row.evaluations]),
         )
     )
-    doubted = any(_doubted(e) for e in row.evaluations)
+    doubted = any(is_doubted(e) for e in row.evaluations)
     active = Spread.of([float(e.active_units.count) for e in row.evaluations]).mean
     return [
         elbo,
@@ -383,7 +384,7 @@ def _difference(paired: Paired) -> str:
     return plus_minus(paired.mean, paired.se, sign=True)
 
 
-def _doubted(e: Evaluation) -> bool:
+def is_doubted(e: Evaluation) -> bool:
     """Whether a mean log p(x) is to be marked: k-hat says of too many data that it cannot be relied on, or nothing."""
     return e.khat_above > DOUBTED
 

@@ -631,10 +631,10 @@ def test_guides_are_trained_towards_the_posterior_of_a_model_that_is_held() -> N
     """Trained they come near their family's best: the gap of a diagonal Gaussian, 0 of a full one."""
     model = oracle().float()
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    x = model.simulate(500)
+    x = model.simulate(300)
     comparison = compare(
-        guides=["mean-field", "full-rank"], data=(x[:400], x[400:]), fix_decoder=model, eval_particles=200, seeds=2,
-        epochs=40, batch_size=50, lr=1e-2, hidden=(32,),
+        guides=["mean-field", "full-rank"], data=(x[:200], x[200:]), fix_decoder=model, eval_particles=200, seeds=2,
+        epochs=40, batch_size=40, lr=1e-2, hidden=(32,),
     )  # fmt: skip
     gap = model.mean_field_gap()
     assert gap > 0.3
@@ -654,7 +654,7 @@ def test_guides_are_trained_towards_the_posterior_of_a_model_that_is_held() -> N
 def test_a_model_trained_once_with_the_first_guide(tmp_path: Path) -> None:
     out = tmp_path / "compare"
     comparison = compare(
-        guides=["full-rank", "mean-field"], fix_decoder="first", seeds=2, out=out, **{**TINY, "eval_particles": 30}
+        guides=["full-rank", "mean-field"], fix_decoder="first", out=out, **{**TINY, "eval_particles": 30}
     )
     assert comparison.fixed is not None
     assert comparison.fixed.source == "trained here with full-rank, seed 0"
@@ -664,12 +664,12 @@ def test_a_model_trained_once_with_the_first_guide(tmp_path: Path) -> None:
     encoders = []
     for contender in comparison.contenders:
         for trial in contender.trials:
-            run = open_run(out / f"{trial.guide}-seed-{trial.seed}")
+            run = open_run(out / trial.guide)
             assert all(torch.equal(run.model.state_dict()[name], t) for name, t in trained.items())
             encoders.append(next(iter(run.guide.encoder.parameters())))
             assert trial.divergence is not None
             assert trial.divergence.mean > -4 * trial.divergence.se
-    assert len({tuple(e.flatten().tolist()) for e in encoders}) == 4
+    assert not torch.equal(*encoders)
     # held again, from its run
     again = compare(guides=["mean-field"], fix_decoder=out / "decoder", epochs=1, batch_size=256, eval_particles=30)
     assert again.recipe.latent == 3
@@ -680,7 +680,7 @@ def test_a_model_trained_once_with_the_first_guide(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"hidden=\(9,\): the model of .* has \(8,\); leave it out"):
         compare(fix_decoder=out / "decoder", hidden=(9,))
     with pytest.raises(InputError, match="the model that is held are another model's"):
-        compare(own_model, ["mean-field"], fix_decoder=out / "decoder", **TINY)
+        compare(lambda: LinearGaussian(64), ["mean-field"], fix_decoder=out / "decoder", **TINY)
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------
@@ -688,8 +688,8 @@ def test_a_model_trained_once_with_the_first_guide(tmp_path: Path) -> None:
 
 def test_an_interrupted_comparison_is_gone_on_with(faulty: type[Faulty], tmp_path: Path) -> None:
     faulty.fault = "interrupt"
-    settings = {**TINY, "epochs": 3, "hidden": [8]}
-    guides_ = ["mean-field", "faulty", "full-rank"]
+    settings = {**TINY, "epochs": 2, "hidden": [8]}
+    guides_ = ["mean-field", "faulty"]
     stopped = compare(guides=guides_, out=tmp_path / "compare", **settings)
     assert stopped.interrupted
     before = (tmp_path / "compare" / "mean-field" / "metrics.csv").read_bytes()
