@@ -52,6 +52,7 @@ def test_all_examples_are_there() -> None:
         "beta_vae",
         "compiled_svi",
         "conditional_vae",
+        "mode_seeking",
         "own_data",
         "svi_lightning",
         "svi_vae",

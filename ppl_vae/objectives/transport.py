@@ -31,7 +31,7 @@ from .wake import forward_loss
 
 __all__ = ["TransportScoreClimbing"]
 
-_GAIN = 0.05
+_GAIN = 0.1
 
 
 @objectives.register("transport-score-climbing")
@@ -52,8 +52,8 @@ class TransportScoreClimbing(Objective):
     KL(p(z | x) ‖ q), and the model's one of log p(x). Unlike conditional importance sampling, the move follows the
     gradient of the posterior: it does not slow down where q has missed it, and in many dimensions.
 
-    A datum's chains start with a draw of q at its first visit, and are visited once an epoch. One step size is shared
-    by all data; it follows the acceptance probability, from step to step, towards `target`. In evaluation mode the
+    A datum's chains start with draws of q at its first visit, and are visited once an epoch. Each datum has a step size
+    of its own, which follows the acceptance probability, from visit to visit, towards `target`. In evaluation mode the
     chains stand still, and the loss is the one of draws of q.
 
     Args:
@@ -65,7 +65,7 @@ class TransportScoreClimbing(Objective):
         target: acceptance probability, between 0 and 1.
 
     Attributes:
-        chains: the states, (N, C, \*event) by site; log_step: log of the step size. Buffers, moved in place.
+        chains: the states, (N, C, \*event) by site; log_step: log of the step sizes, (N,). Buffers, moved in place.
 
     Raises:
         InputError: numbers out of range; a latent site that is discrete, or shared by all data; a guide whose
@@ -103,7 +103,7 @@ class TransportScoreClimbing(Objective):
                 "discrete; use ScoreClimbing or Wake"
             )
         self.steps, self.transitions, self.target = steps, transitions, target
-        self.register_buffer("log_step", torch.tensor(math.log(0.5)))
+        self.register_buffer("log_step", torch.full((size,), math.log(0.5)))
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         new = self.check(model, guide, *args, **kwargs)
@@ -145,15 +145,18 @@ class TransportScoreClimbing(Objective):
             found = both.log_density.isfinite() & both.gradient.isfinite().all(-1) & started
             state = State(*(_either(found[: self.particles], t) for t in both))
             unit = torch.ones_like(fresh[0])
+            log_step = self.log_step.index_select(0, rows).to(fresh.dtype)
             probability = torch.zeros_like(fresh[..., 0])
             for _ in range(self.transitions):
-                size = spread(self.log_step.exp(), state.log_density)
+                size = spread(log_step.exp(), state.log_density)
                 state, info = hmc_step(log_density, state, size, self.steps, unit)
                 probability = probability + info.probability / self.transitions
             values, _ = transport(state.position)
             self.chains.write(rows, values)
-            self.log_step.add_(_GAIN * (probability.mean() - self.target))
-        return values, probability.mean(0)
+            mean = probability.mean(0)
+            log_step = log_step + _GAIN * (mean - self.target)
+            self.log_step.index_copy_(0, rows, log_step.to(self.log_step.dtype))
+        return values, mean
 
     def extra_repr(self) -> str:
         return f"particles={self.particles}, steps={self.steps}, transitions={self.transitions}, target={self.target}"

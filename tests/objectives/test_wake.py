@@ -29,8 +29,8 @@ def test_contract(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mean-field", "full-rank", "conditional"])
 def test_on_one_datum_it_is_pyros(name: str) -> None:
-    """In a batch Pyro makes one weight of all its data; on one datum gradients are equal, on equal draws. (In a guide of
-    several layers Pyro lets the score of one pass into the draws of another; here it does not, as tested below.)"""
+    """In a batch Pyro makes one weight of all its data; on one datum gradients are equal, on equal draws. (In a guide
+    of several layers Pyro lets the score of one pass into the draws of another; here it does not, see below.)"""
     model, guide, batch = pair(name)
     batch = batch.take(slice(2, 3))
     theirs = ReweightedWakeSleep(num_particles=4, max_plate_nesting=1)
