@@ -200,6 +200,7 @@ def fit(
     )
     _whole("checkpoint_every", checkpoint_every, 1)
     _check_settings(settings, objective, train_data, held_out)
+    _check_sizes(guide, objective, train_data, settings.devices)
     where = resolve_device(device)
     if not isinstance(compile, bool) and compile != "auto":
         raise choose("compile", compile, ("auto", "True", "False"))
@@ -346,6 +347,19 @@ def _too_large(data: Data, device: torch.device) -> bool:
         return False
     free, _ = torch.cuda.mem_get_info(device)
     return data.nbytes > free // 2
+
+
+def _check_sizes(guide: nn.Module, objective: Objective, data: Data, devices: int) -> None:
+    """Parts that keep something for each datum, by its row, say for how many data."""
+    for name, part in (("guide", guide), ("objective", objective)):
+        size = getattr(part, "size", None)
+        if isinstance(size, int) and size < len(data):
+            raise InputError(
+                f"the {name} {type(part).__name__} was made with size={size}, and {data.description!r} has "
+                f"{len(data)} data; make it with size={len(data)}"
+            )
+    if devices > 1 and isinstance(getattr(objective, "size", None), int):
+        raise InputError(f"{type(objective).__name__} keeps its chains in one process: train with devices=1")
 
 
 def _check_settings(settings: Settings, objective: Objective, data: Data, validation: Data | None) -> None:

@@ -60,6 +60,7 @@ class ScoreClimbing(Objective):
     def __init__(self, model: LatentModel | Mapping[str, LatentSpec], size: int, particles: int = 10) -> None:
         super().__init__(particles)
         self.chains = Chains(model, size, 1, type(self).__name__)
+        self.size = size
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         new = self.check(model, guide, *args, **kwargs)

@@ -96,6 +96,7 @@ class TransportScoreClimbing(Objective):
         if not (isinstance(target, float) and 0.0 < target < 1.0):
             raise InputError(f"target={target!r} must lie between 0 and 1; 0.6 to 0.9 are usual")
         self.chains = Chains(model, size, particles, type(self).__name__)
+        self.size = size
         latents = model if isinstance(model, Mapping) else model.latents
         if discrete := [name for name, spec in latents.items() if spec.support.is_discrete]:
             raise InputError(

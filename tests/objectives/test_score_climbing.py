@@ -272,7 +272,16 @@ def test_rows_that_are_none(kind: type[Objective]) -> None:
             kind(model, 7).double().loss(model, guide, batch._replace(rows=wrong))  # type: ignore[call-arg]
 
 
+def test_a_size_below_the_datas_is_refused_before_training() -> None:
+    model, guide = small_pair()
+    with pytest.raises(ValueError, match=r"objective ScoreClimbing was made with size=69, and .* make it with size=70"):
+        fit(model, guide, data(), ScoreClimbing(model, N - 1), epochs=1, **QUIET)
+
+
 def test_several_processes_are_refused() -> None:
+    small, small_guide = small_pair()
+    with pytest.raises(ValueError, match="keeps its chains in one process: train with devices=1"):
+        fit(small, small_guide, data(), ScoreClimbing(small, N), epochs=1, devices=2, **QUIET)
     model = vae()
     guide, batch = guide_for(model), binary_batch()._replace(rows=ROWS)
     with (
