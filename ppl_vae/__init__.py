@@ -13,7 +13,20 @@ from .evaluate import evaluate, log_marginal
 from .fit import FitResult, fit
 from .handlers import scale_data, scale_latents
 from .interop import pyro_pair
-from .objectives import ELBO, IWAE, STL, TVO, DReG, Objective, Renyi, ScoreFunction
+from .mcmc import Samples, sample_posterior
+from .objectives import (
+    ELBO,
+    IWAE,
+    STL,
+    TVO,
+    DReG,
+    Objective,
+    Renyi,
+    ScoreClimbing,
+    ScoreFunction,
+    TransportScoreClimbing,
+    Wake,
+)
 from .runs import Run, load_weights, open_run
 from .svi import CompiledSVI
 from .weights import LogWeights, check_pair, log_weights
@@ -44,7 +57,11 @@ __all__ = [
     "Renyi",
     "Run",
     "RunError",
+    "Samples",
+    "ScoreClimbing",
     "ScoreFunction",
+    "TransportScoreClimbing",
+    "Wake",
     "build",
     "check_pair",
     "compare",
@@ -62,6 +79,7 @@ __all__ = [
     "open_run",
     "priors",
     "pyro_pair",
+    "sample_posterior",
     "scale_data",
     "scale_latents",
     "to_arviz",
