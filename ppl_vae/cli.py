@@ -344,19 +344,13 @@ def _guide_for(run: Run, part: DataSet, split: str, shows: Display | None = None
 
     if not is_local(run.guide) or (split == "train" and getattr(run.guide, "size", None) == len(part)):
         return run.guide
-    training, size = run.config["training"], run.config["data"]["size"]
     options = run.config.get("objective_options", {})
     return renewed(
         run.model,
         run.guide,
         part,
         lambda: build_objective(run.config["objective_name"], run.model, len(part), **options),
-        steps=training["epochs"] * (size // training["batch_size"]),
-        batch_size=training["batch_size"],
-        lr=training["lr"],
-        lr_schedule=training["lr_schedule"] if training["lr_schedule"] in ("constant", "cosine") else "cosine",
-        clip=training["clip"],
-        seed=training["seed"],
+        seed=run.config["training"]["seed"],
         shown=None if shows is None else lambda epochs: shows.for_fit(f"fit to {split} data", epochs),
     )
 

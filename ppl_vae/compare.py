@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import platform
 import shutil
@@ -29,7 +30,7 @@ from .fit import FitResult
 from .fixed import FIRST, Fixed, fixed_by
 from .folder import read_run
 from .recipe import Given, Ingredients, Recipe, load_plain, prepare
-from .renewal import is_local
+from .renewal import UPDATES, is_local
 from .report import (
     About,
     Difference,
@@ -59,6 +60,7 @@ _PICTURES = 12
 _PANELS = 4
 _TABLE_SAMPLES = 1000
 _TEST_SHARE = 0.2
+_UNRELIABLE = 0.2  # nats
 _ARVIZ_DRAWS = 100
 _ARVIZ_NUMBERS = 2_000_000
 
@@ -237,13 +239,14 @@ class Comparison:
                 f"ELBO, with log p(x) from the best importance sampler here, {self.reference.guide}{seed}: "
                 f"{e.log_px.mean:.3f} ± {e.log_px.se:.3f}, ESS {e.ess.mean:.0f}, k̂ > 0.7 for "
                 f"{100 * e.khat_above:.1f}% of the data. Nearest to the posterior: {nearest.guide}."
+                + (" Errors over seeds do not hold that of log p(x), which all share." if seed else "")
             )
             if is_doubted(e):
                 said.append("So log p(x) is more likely too low, and every KL with it, by the same for all guides.")
         if any(c.row.note for c in self.contenders):
             said.append(
                 f"{_LOCAL} has parameters for each datum: for the test data fresh ones were fitted with the model "
-                "held, in as many steps as training had."
+                f"held, by {UPDATES:,} updates each."
             )
         said += [f"{guide} left out: {reason}" for guide, reason in self.left_out.items()]
         return said + self.notes
@@ -764,8 +767,7 @@ def _conclude(comparison: Comparison) -> None:
     done = comparison.done
     trials = [trial for contender in done for trial in contender.done]
     if comparison.fixed is not None and trials:
-        # the most reliable weights, of which the best are those that are most alike
-        best = min(trials, key=lambda t: (t.evaluation.khat_above, -t.evaluation.ess.mean))  # type: ignore[union-attr]
+        best = min(trials, key=_expected_error)
         assert best.evaluation is not None
         comparison.reference = Reference(best.guide, best.seed, best.evaluation)
         marginal = best.evaluation.log_marginal
@@ -790,6 +792,15 @@ def _conclude(comparison: Comparison) -> None:
                     log_px=_paired([(a.log_marginal.log_px, b.log_marginal.log_px) for a, b in pairs]),  # type: ignore[union-attr]
                 )
             )
+
+
+def _expected_error(trial: Trial) -> float:
+    """Mean squared error of a trial's log p(x), datum by datum; where k-hat says that the error is not to be relied on,
+    it counts as `_UNRELIABLE` at least."""
+    assert trial.evaluation is not None
+    marginal = trial.evaluation.log_marginal
+    se = marginal.se.nan_to_num(math.inf)
+    return torch.where(marginal.unreliable, se.clamp_min(_UNRELIABLE), se).square().mean().item()
 
 
 def _paired(values: Sequence[tuple[Tensor, Tensor]]) -> Paired:

@@ -224,27 +224,19 @@ class Ingredients:
 
     def held_out(self, data: DataSet, shown: Callable[[int], Mapping[str, Any]] | None = None) -> nn.Module:
         """The trained guide as it is on other data: itself, or for a guide with parameters for each datum one with
-        fresh ones, fitted to these data with the model held, in as many steps as training had.
+        fresh ones, fitted to these data with the model held, see `renewed`.
 
         Args:
             data: what it is to be evaluated on.
                 shown: from a number of epochs to `fit`'s progress, callbacks and description.
         """
-        r = self.recipe
-        assert r.epochs is not None
-        assert r.batch_size is not None
-        name, options = _objective(r)
+        name, options = _objective(self.recipe)
         return renewed(
             self.model,
             self.guide,
             data,
             lambda: build_objective(name, self.model, len(data), **options),
-            steps=r.epochs * (len(self.data.train) // r.batch_size),
-            batch_size=r.batch_size,
-            lr=r.lr,
-            lr_schedule=r.lr_schedule,
-            clip=r.clip,
-            seed=r.seed,
+            seed=self.recipe.seed,
             shown=shown,
         )
 

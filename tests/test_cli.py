@@ -17,6 +17,7 @@ import typer.main
 from PIL import Image
 from typer.testing import CliRunner
 
+from ppl_vae import renewal
 from ppl_vae.checkpoint import Checkpoints
 from ppl_vae.cli import DEBUG, app
 from ppl_vae.data import data_sets, load
@@ -424,7 +425,8 @@ def test_compare_prints_a_table_and_writes_the_results(folder: Path) -> None:
     good("compare", *TINY, "--overwrite", "--guides", " full-rank , mean-field ")
 
 
-def test_compare_of_a_table_draws_its_columns(folder: Path) -> None:
+def test_compare_of_a_table_draws_its_columns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renewal, "UPDATES", 3)
     table = write_table(folder / "cells.csv")
     done = good("compare", "--data", table, *SMALL, "--latent", "1", "--guides", "mean-field,full-rank,local")
     assert "could not be made" not in done.out
@@ -472,7 +474,10 @@ def test_compare_over_the_model_of_a_run(folder: Path) -> None:
     assert (done.code, done.message) == (2, "latent=5: the model of 'run' has 2; leave it out")
 
 
-def test_a_guide_with_parameters_for_each_datum_is_fitted_to_the_test_data(folder: Path) -> None:
+def test_a_guide_with_parameters_for_each_datum_is_fitted_to_the_test_data(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewal, "UPDATES", 3)
     good("train", "--guide", "local:family=full-rank", *SMALL, "--out", "run")
     done = good("evaluate", "run", "--particles", "20")
     assert "359 data" in done.out

@@ -19,7 +19,7 @@ def test_fresh_parameters_reach_the_best_of_their_family() -> None:
         before = {name: t.clone() for name, t in (model.state_dict() | trained.state_dict()).items()}
         torch.manual_seed(3)
         state = torch.get_rng_state()
-        fresh = renewed(model, trained, data, lambda: ELBO(particles=4), steps=400, batch_size=100, lr=0.05)
+        fresh = renewed(model, trained, data, lambda: ELBO(particles=4), updates=400)
         assert torch.equal(state, torch.get_rng_state())
         assert fresh.size == 40
         assert all(torch.equal(t, before[name]) for name, t in (model.state_dict() | trained.state_dict()).items())
@@ -47,7 +47,7 @@ def test_other_guides_are_as_they_are() -> None:
     model = LinearGaussian(dtype=torch.float32)
     guide = torch.nn.Linear(1, 1)
     assert not is_local(guide)
-    assert renewed(model, guide, None, steps=1, batch_size=1, lr=0.1) is guide  # type: ignore[arg-type]
+    assert renewed(model, guide, None) is guide  # type: ignore[arg-type]
 
 
 def test_an_objective_of_its_own_and_what_is_shown() -> None:
@@ -59,9 +59,9 @@ def test_an_objective_of_its_own_and_what_is_shown() -> None:
         shown.append(epochs)
         return {"progress": False}
 
-    fresh = renewed(model, guides.Local(model, 3), data, lambda: IWAE(3), steps=7, batch_size=4, lr=0.1, shown=show)
+    fresh = renewed(model, guides.Local(model, 3), data, lambda: IWAE(3), updates=4, batch_size=4, lr=0.1, shown=show)
     assert is_local(fresh)
-    assert shown == [4]  # 7 steps are four passes of two batches, rounded up
+    assert shown == [4]
 
 
 def test_a_frozen_model_is_afterwards_as_it_was() -> None:
