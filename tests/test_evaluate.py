@@ -602,7 +602,7 @@ def test_bits_per_dimension_are_refused_for_densities() -> None:
         bits_per_dimension(log_px, torch.zeros(4, 4))
 
 
-@pytest.mark.parametrize("guide_name", ["mean-field", "full-rank"])
+@pytest.mark.parametrize("guide_name", ["mean-field", "full-rank", "low-rank"])
 def test_evaluation_of_a_data_set(guide_name: str) -> None:
     grey = torch.randint(17, (25, 1, 4, 4))
     data = DataSet.from_arrays(grey, levels=17, name="patches", split="test", binarize="dynamic")

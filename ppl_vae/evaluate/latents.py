@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal, kl_divergence
 
 from ..batch import Batch
 from ..errors import InputError
@@ -316,6 +316,6 @@ def _gaussian(q: TorchDistributionMixin, what: str) -> tuple[Tensor, Tensor]:
         base = base.base_dist
     if isinstance(base, Normal):
         return base.loc, base.scale
-    if isinstance(base, MultivariateNormal):
+    if isinstance(base, MultivariateNormal | LowRankMultivariateNormal):
         return base.loc, base.variance.sqrt()
     raise InputError(f"{what} is {q}: KL by dimension has a closed form for Gaussians")

@@ -20,15 +20,15 @@ class Renyi(Objective):
     .. math:: L_{α,K} = \frac{1}{1-α} \log \frac1K \sum_k \Big(\frac{p(x, z_k)}{q(z_k \mid x)}\Big)^{1-α}
 
     α → 1 is the ELBO, α = 0 the importance-weighted bound, α > 1 lies below the ELBO; with α < 0 its limit in K is
-    an upper bound on log p(x). With finite K the estimate is biased downwards for α < 1.
+
+
 
     Args:
         alpha: α ≠ 1, finite.
         particles: K, per datum; with K = 1 every α is the ELBO.
 
     Raises:
-        InputError: α = 1 (use `ELBO`), not finite; a latent site shared by all data, enumerated (α ≠ 0), or without
-            reparameterization.
+        InputError: α = 1 (use `ELBO`), not finite; a latent site shared by all data, or without reparameterization.
 
     Reference: Li and Turner, Rényi divergence variational inference, NIPS 2016 (https://arxiv.org/abs/1602.02311).
     """
@@ -46,11 +46,6 @@ class Renyi(Objective):
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         w = self.weights(model, guide, *args, **kwargs)
         self.refuse_rigid(w)
-        if w.enumerated and self.alpha != 0:
-            raise InputError(
-                f"alpha={self.alpha:g}: no exact sum over the enumerated site {', '.join(map(repr, w.enumerated))} "
-                "exists but for alpha=0; use IWAE or ELBO"
-            )
         bound = log_mean_weights(w, (1.0 - self.alpha) * w.log_w) / (1.0 - self.alpha)
         return Terms(-bound, bound_logs(w, bound))
 
