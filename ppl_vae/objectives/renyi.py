@@ -20,8 +20,8 @@ class Renyi(Objective):
     .. math:: L_{α,K} = \frac{1}{1-α} \log \frac1K \sum_k \Big(\frac{p(x, z_k)}{q(z_k \mid x)}\Big)^{1-α}
 
     α → 1 is the ELBO, α = 0 the importance-weighted bound, α > 1 lies below the ELBO; with α < 0 its limit in K is
-
-
+    an upper bound on log p(x). With finite K the estimate is biased downwards for α < 1. The expectation over
+    enumerated classes is exact: Σ_c q(c | x) (p(x, z_k, c) / q(z_k, c | x))^(1-α) in place of a weight's power.
 
     Args:
         alpha: α ≠ 1, finite.
