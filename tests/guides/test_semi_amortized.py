@@ -11,7 +11,19 @@ from pyro import poutine
 from test_mixture import OnSupports
 from torch import Tensor
 
-from ppl_vae import ELBO, IWAE, Batch, InputError, LatentModel, guides, log_marginal, networks, pyro_pair, scale_latents
+from ppl_vae import (
+    ELBO,
+    IWAE,
+    Batch,
+    InputError,
+    LatentModel,
+    guides,
+    log_marginal,
+    log_weights,
+    networks,
+    pyro_pair,
+    scale_latents,
+)
 from ppl_vae.testing import LinearGaussian, check_compiled, check_guide
 from ppl_vae.weights import sample_sites, score_site
 
@@ -262,6 +274,26 @@ def test_differentiated_steps_give_the_exact_gradient(family: Family) -> None:
     assert exact == pytest.approx(wanted, rel=1e-6)
     assert first_order != pytest.approx(wanted, rel=1e-3)
     assert float(torch.cosine_similarity(whole, part, dim=0)) > 0.5
+
+
+@every_family
+@pytest.mark.parametrize("differentiate", [False, True])
+def test_where_the_guide_is_held_constant_so_are_its_steps(family: Family, differentiate: bool) -> None:
+    """log q of a second, stopped run has no gradient for the model, of which a differentiated q is a function."""
+    model, batch = vae(), binary_batch()
+    guide = guide_of(model, family, differentiate=differentiate)
+    torch.manual_seed(0)
+    stopped = log_weights(model, guide, batch, particles=2, stop_guide=True)
+    z = stopped.copies["z"].value
+    everything = [*guide.parameters(), *model.parameters()]
+    gradients = torch.autograd.grad(stopped.log_q.sum(), [z, *everything], allow_unused=True, retain_graph=True)
+    assert gradients[0] is not None
+    (by_z,) = torch.autograd.grad(stopped.log_q.sum(), [z], retain_graph=True)
+    through_z = torch.autograd.grad(z, everything, by_z, allow_unused=True)
+    for whole, part in zip(gradients[1:], through_z, strict=True):
+        assert (whole is None) == (part is None)
+        if whole is not None:
+            torch.testing.assert_close(whole, part)
 
 
 def test_the_model_is_neither_owned_nor_saved() -> None:

@@ -15,6 +15,7 @@ from programs import (
     GlobalGuide,
     GlobalWeight,
     Linear,
+    MixtureGuide,
     TwoLayer,
     binary_batch,
     guide_for,
@@ -480,6 +481,29 @@ def test_a_broken_guide_is_refused(broken: type[Guide], model_class: type[Latent
     batch = Batch(x=torch.randn(5, 6, dtype=torch.float64)) if model_class is GlobalWeight else binary_batch()
     with pytest.raises(ContractError, match=message):
         check_guide(broken(model), model, batch)
+
+
+class MixtureOf(MixtureGuide):
+    """A mixture that says what it draws from: of one component more weight than it has, if `tilt` is not 0."""
+
+    tilt = 0.0
+
+    def distribution(self, batch: Batch) -> dict[str, Any]:
+        log_weights, loc, scale = self.parts(batch)
+        weights = dist.Categorical(logits=log_weights + self.tilt * self.eye[0])
+        return {"z": dist.MixtureSameFamily(weights, dist.Normal(loc, scale).to_event(1))}
+
+
+class OtherMixture(MixtureOf):
+    tilt = 0.5
+
+
+def test_a_guide_with_auxiliary_sites_is_judged_by_all_of_its_sites_together() -> None:
+    """Of z the program scores a component, and says by a factor what the mixture adds."""
+    model = vae()
+    check_guide(MixtureOf(model), model, binary_batch())
+    with pytest.raises(ContractError, match="is not what the program draws from, with component, mixture"):
+        check_guide(OtherMixture(model), model, binary_batch())
 
 
 # ---------------------------------------------------------------- objectives
