@@ -112,7 +112,7 @@ def _refuse_others(guide: Any, data: DataSet | Batch) -> None:
     if callable(getattr(guide, "renew", None)) and isinstance(data, DataSet) and size != len(data):
         raise InputError(
             f"{type(guide).__name__} has parameters for each of the {size} data it was made for, and "
-            f"{data.description!r} has {len(data)}: fit fresh ones by ppl_vae.renewal.renewed(model, guide, data, ...); "
+            f"{data.description!r} has {len(data)}: fit fresh ones by ppl_vae.renewal.renewed(model, guide, data); "
             "some of its own data are given as a Batch with their rows, data.batch(rows)"
         )
 
