@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from .batch import Batch
+from .errors import InputError
 from .replay import Replay
 from .updates import Rule, bind_state, rule_for
 from .validation import validation
@@ -268,6 +269,7 @@ class CompiledStep:
                 break
             self.rules.append(rule)
         self.modules = list(loss.modules())
+        self.version = 0
         self._bound: _Bound | None = None
         self._replays: dict[Any, Replay | None] = {}
 
@@ -285,7 +287,8 @@ class CompiledStep:
             bound = self._bind()
             leaves, structure = flatten(args)
             chosen = None if part is None else (part.start, part.stop)
-            key = (signature(leaves), structure, tuple([m.training for m in self.modules]), bound.signature, chosen)
+            flags = tuple([m.training for m in self.modules]), tuple([p.requires_grad for p in bound.parameters])
+            key = (signature(leaves), structure, flags, bound.signature, chosen, self.version)
             found = self.compiler.get(key, leaves, lambda: self._make(bound, args, part))
             if found is not None:
                 compiled, graph = found
@@ -314,6 +317,10 @@ class CompiledStep:
 
     def _bind(self) -> _Bound:
         if self._bound is None or not self._bound.current(self.optimizer):
+            if self._bound is not None and not self._bound.whole():
+                self.modules = list(self.loss.modules())
+                self.version += 1  # other modules compute something else: graphs made before are not theirs
+            self.rules = [rule_for(self.optimizer, group) for group in self.optimizer.param_groups]  # type: ignore[misc]
             self._bound = _Bound(self.loss, self.optimizer, self.rules)
             self._replays.clear()  # a CUDA graph reads and writes the memory it was captured with
         return self._bound
@@ -344,15 +351,18 @@ class CompiledStep:
 
         def step(*flat: Tensor) -> tuple[Tensor, ...]:
             parameters, buffers, groups, given = bound.unpack(flat)
-            parameters = {name: p.requires_grad_() for name, p in parameters.items()}
+            # as they are now: a frozen one is not trained, and a graph is made anew when that changes
+            parameters = {name: p.requires_grad_(named[name].requires_grad) for name, p in parameters.items()}
             args = pytree.tree_unflatten(_refill(leaves, given), tree)
             own = {**named, **bound.buffers}
             with swapped(self.loss, {id(own[name]): t for name, t in {**parameters, **buffers}.items()}):
                 loss, aux = self.loss(*args)
             if part is not None:
                 groups = [groups[0].part(part)]
-            trained = [parameters[name] for group in groups for name in group.names]
-            grads: list[Tensor | None] = list(torch.autograd.grad(loss, trained, allow_unused=True))
+            wanted = [parameters[name] for group in groups for name in group.names]
+            trained = [p for p in wanted if p.requires_grad]
+            found = iter(torch.autograd.grad(loss, trained, allow_unused=True))
+            grads: list[Tensor | None] = [next(found) if p.requires_grad else None for p in wanted]
             with torch.no_grad():
                 if self.clip is not None:
                     grads = clip_norm(grads, self.clip)
@@ -410,7 +420,8 @@ class CompiledFunction:
             named = {**dict(self.function.named_parameters()), **dict(self.function.named_buffers())}
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             flat = [t.detach() for t in named.values()]
-            key = (signature(leaves), structure, tuple([m.training for m in self.modules]))
+            own = [(p.requires_grad, *signature([p])) for p in named.values()]
+            key = (signature(leaves), structure, tuple([m.training for m in self.modules]), tuple(own))
 
             def make() -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
                 leaves, tree = pytree.tree_flatten(args)
@@ -518,6 +529,11 @@ class _Bound:
         self.lrs: list[float] = []
         for (steps, slots), group in zip(bind_state(optimizer, rules), optimizer.param_groups, strict=True):
             params = group["params"]
+            if any(id(p) not in names for p in params):
+                raise InputError(
+                    "the optimizer holds a parameter that model, guide and objective no longer have: it was replaced "
+                    "after the first step; change parameters in place (p.data.copy_, load_state_dict)"
+                )
             # float64, as the number in the optimizer is: 0.01 in float32 is off by 2e-8
             lr = torch.full((), float("nan"), dtype=torch.float64, device=steps.device)
             self.groups.append(_Group([names[id(p)] for p in params], lr, steps, slots))
@@ -531,7 +547,18 @@ class _Bound:
         for bound in self.groups:
             self.flat += [bound.lr, bound.steps, *[t for slot in bound.slots for t in slot.values()]]
         self.names = list(named)
-        self.signature = (tuple(p.requires_grad for p in self.parameters), signature(self.flat))
+        options = [[(k, v) for k, v in g.items() if k not in ("params", "lr")] for g in optimizer.param_groups]
+        self.signature = (signature(self.flat), repr(options))
+        # where all that is bound lies in its modules, and the modules themselves
+        self.places: list[tuple[dict[str, Any], str, Any]] = [
+            (store, name, item)
+            for part in loss.modules()
+            for store in (part._parameters, part._buffers)
+            for name, item in store.items()
+        ]
+        self.children: list[tuple[dict[str, Any], str, Any]] = [
+            (part._modules, name, item) for part in loss.modules() for name, item in part._modules.items()
+        ]
 
     def current(self, optimizer: Optimizer) -> bool:
         """Whether the tensors bound are still the modules' and the optimizer's."""
@@ -542,7 +569,14 @@ class _Bound:
             for name, tensor in slots:
                 if state.get(name) is not tensor:
                     return False
-        return True
+        for store, name, item in self.places:
+            if store.get(name) is not item:
+                return False
+        return self.whole()
+
+    def whole(self) -> bool:
+        """Whether the modules are those that were bound."""
+        return all(store.get(name) is item for store, name, item in self.children)
 
     def fill_lr(self, optimizer: Optimizer) -> None:
         for k, group in enumerate(optimizer.param_groups):

@@ -63,7 +63,8 @@ class Minibatches(nn.Module):
         if tree != self.tree:
             return False
         return all(
-            a is b or (isinstance(a, Batch) and isinstance(b, Batch) and all(s is t for s, t in zip(a, b, strict=True)))
+            (isinstance(a, Batch) and isinstance(b, Batch) and all(_same(s, t) for s, t in zip(a, b, strict=True)))
+            or _same(a, b)
             for a, b in zip(leaves, self.leaves, strict=True)
         )
 
@@ -79,6 +80,10 @@ class Minibatches(nn.Module):
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         result: tuple[Tensor, Tensor] = self.loss(*self.take(rows))
         return result
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (isinstance(a, int | float | str) and type(a) is type(b) and a == b)
 
 
 def _whole(leaf: Any) -> bool:

@@ -33,7 +33,17 @@ class Replay:
     ) -> None:
         self.inputs = [t.clone() for t in given]
         self.graph = torch.cuda.CUDAGraph()
-        device = next(t.device for t in (*held, *given))
+        devices = {t.device for t in (*held, *given)}
+        if len(devices) != 1:
+            raise RuntimeError(f"its tensors lie on several devices: {', '.join(sorted(map(str, devices)))}")
+        (device,) = devices
+        self.device = device
+        with torch.cuda.device(device):  # a capture is of the current device's work
+            self._record(function, held, device)
+
+    def _record(
+        self, function: Callable[..., tuple[Tensor, ...]], held: Sequence[Tensor], device: torch.device
+    ) -> None:
         before = [t.clone() for t in held]
         noise = torch.cuda.get_rng_state(device)
         main, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
@@ -55,5 +65,6 @@ class Replay:
         """The function's outputs, of the caller's own."""
         for own, tensor in zip(self.inputs, given, strict=True):
             own.copy_(tensor, non_blocking=True)
-        self.graph.replay()
+        with torch.cuda.device(self.device):
+            self.graph.replay()
         return tuple(out.clone() for out in self.outputs)

@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO as PyroELBO
 from pyro.infer import RenyiELBO, TraceEnum_ELBO
-from pyro.optim import PyroOptim
+from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -304,6 +304,11 @@ def _make_optimizer(
     if isinstance(optim, PyroOptim):
         if callable(optim.pt_optim_args):
             raise InputError("optim: pyro.optim with options per parameter is not compiled; give a dict of options")
+        if isinstance(optim, PyroLRScheduler) or optim.pt_clip_args:
+            raise InputError(
+                "optim: schedulers and clipping of pyro.optim are not compiled; give a torch optimizer class, with "
+                "lr_schedule= and clip_norm= of CompiledSVI"
+            )
         constructor: Any = optim.pt_optim_constructor
         optimizer = constructor(parameters, **{**optim.pt_optim_args, **options})
     else:

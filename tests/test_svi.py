@@ -260,6 +260,87 @@ def test_a_new_shape_makes_a_graph_and_too_many_run_eagerly() -> None:
     assert "eager" in str(svi.report())
 
 
+def test_what_is_replaced_or_frozen_after_a_step_is_seen() -> None:
+    """A graph is of the modules, buffers, flags and options it was made with; others are bound anew, or refused."""
+    model, guide = pair()
+    objective = ELBO()
+    svi = CompiledSVI(model, guide, torch.optim.SGD, objective, {"lr": 0.0}, compile="graph")
+
+    def losses() -> tuple[float, float]:
+        torch.manual_seed(0)
+        step = svi.step(data()).item()
+        torch.manual_seed(0)
+        return step, objective.loss(model, guide, data())
+
+    assert losses()[0] == pytest.approx(losses()[1], rel=1e-12)
+    objective.kl_weight = torch.full((), 0.25)
+    a = losses()
+    assert a[0] == pytest.approx(a[1], rel=1e-12)
+    for part in guide.modules():
+        for name, child in list(part.named_children()):
+            if isinstance(child, nn.SiLU):
+                setattr(part, name, nn.Sigmoid())
+    b = losses()
+    assert b[0] == pytest.approx(b[1], rel=1e-12)
+    assert b[0] != a[0]
+
+    svi.optimizer.param_groups[0]["lr"] = 0.01  # type: ignore[union-attr]
+    frozen = next(guide.parameters()).requires_grad_(False)
+    before = frozen.detach().clone(), next(model.parameters()).detach().clone()
+    svi.step(data())
+    assert torch.equal(frozen, before[0])
+    assert not torch.equal(next(model.parameters()), before[1])
+
+    for part in model.modules():
+        if isinstance(part, nn.Linear):
+            part.weight = nn.Parameter(part.weight.detach().clone())
+            break
+    with pytest.raises(InputError, match="replaced after the first step"):
+        svi.step(data())
+
+
+def test_an_evaluation_sees_another_dtype() -> None:
+    model, guide = pair(dtype=torch.float32)
+    svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-3})
+    svi.evaluate_loss(data(dtype=torch.float32))
+    model.double()
+    guide.double()
+    torch.manual_seed(0)
+    value = svi.evaluate_loss(data())
+    torch.manual_seed(0)
+    assert value.item() == pytest.approx(ELBO().loss(model, guide, data()), rel=1e-12)
+
+
+def test_options_loaded_with_a_state_are_the_steps() -> None:
+    found = []
+    for backend in ("graph", False):
+        model, guide = pair()
+        svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-2}, compile=backend)  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        svi.step(data())
+        assert svi.optimizer is not None
+        state = svi.optimizer.state_dict()
+        state["param_groups"][0]["weight_decay"] = 10.0
+        svi.optimizer.load_state_dict(state)
+        svi.step(data())
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.allclose(found[0], found[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "optim",
+    [
+        pyro.optim.SGD({"lr": 0.1}, {"clip_norm": 1.0}),
+        pyro.optim.ExponentialLR({"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.1}, "gamma": 0.5}),
+    ],
+    ids=["clipping", "schedule"],
+)
+def test_what_pyros_optimizers_do_besides_is_refused(optim: Any) -> None:
+    svi = CompiledSVI(*pair(), optim, ELBO())
+    with pytest.raises(InputError, match="lr_schedule= and clip_norm="):
+        svi.step(data())
+
+
 def test_another_layout_of_the_same_shape_is_another_graph() -> None:
     x = data().x
     assert x is not None
