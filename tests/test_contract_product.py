@@ -49,11 +49,12 @@ def make_objective(name: str, model: LatentModel) -> Objective:
 
 def refusal(model_name: str, guide_name: str, objective_name: str) -> str | None:
     """The words with which an objective refuses a guide that it has no use for."""
-    if (guide_name, objective_name) == ("mixture", "transport-score-climbing"):
-        return "needs a guide whose q.* is a Gaussian or an invertible flow of one"
-    layers = model_name == "hierarchical-vae" and guide_name in ("bottom-up", "top-down")
-    if layers and objective_name == "transport-score-climbing":
-        return "needs a guide that gives q.* of each site by `distribution`"
+    if objective_name == "transport-score-climbing":
+        layers = model_name == "hierarchical-vae"
+        if layers and guide_name in ("bottom-up", "top-down", "mixture"):
+            return "needs a guide that gives q.* of each site by `distribution`"
+        if guide_name == "mixture":
+            return "needs a guide whose q.* is a Gaussian or an invertible flow of one"
     return None
 
 

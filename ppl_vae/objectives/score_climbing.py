@@ -22,7 +22,7 @@ __all__ = ["ScoreClimbing", "fresh_logs", "shares"]
 
 @objectives.register("score-climbing")
 class ScoreClimbing(Objective):
-    r"""Score climbing: q is fitted to the posterior by KL(p(z | x) ‖ q), at the states of a Markov chain of each datum.
+    r"""Score climbing: fits q by KL(p(z | x) ‖ q), along a Markov chain of each datum.
 
     With z_0 where the chain of a datum is, and z_1 ... z_K ~ q(z | x) fresh ones,
 

@@ -36,7 +36,7 @@ _GAIN = 0.1
 
 @objectives.register("transport-score-climbing")
 class TransportScoreClimbing(Objective):
-    r"""Transport score climbing: like score climbing, with Hamiltonian chains in the coordinates that the guide makes.
+    r"""Transport score climbing: KL(p(z | x) ‖ q) along Hamiltonian chains in the guide's coordinates.
 
     The guide is a map z = T_φ(ε; x) of ε ~ N(0, I): an affine one for Gaussians, an invertible flow. Each chain of a
     datum goes from where it is to ε = T⁻¹(z), there by Hamiltonian Monte Carlo on

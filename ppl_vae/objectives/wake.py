@@ -20,7 +20,7 @@ __all__ = ["Wake", "forward_loss", "usable"]
 
 @objectives.register("wake")
 class Wake(Objective):
-    r"""Wake phase of reweighted wake-sleep: q is fitted to the posterior by KL(p(z | x) ‖ q), with importance weights.
+    r"""Wake phase of reweighted wake-sleep: fits q by KL(p(z | x) ‖ q), with importance weights.
 
     .. math::
         -\sum_k \tilde w_k \big(\log p(x, z_k) + \log q(z_k \mid x)\big), \qquad
