@@ -356,7 +356,13 @@ class CompiledStep:
             args = pytree.tree_unflatten(_refill(leaves, given), tree)
             own = {**named, **bound.buffers}
             with swapped(self.loss, {id(own[name]): t for name, t in {**parameters, **buffers}.items()}):
+                buffered = [(p._buffers, name, t) for p in self.modules for name, t in p._buffers.items()]
                 loss, aux = self.loss(*args)
+                for store, name, given_buffer in buffered:
+                    # `self.n = self.n + 1` would be lost with the stand-in that was put in the buffer's place
+                    now = store.get(name)
+                    if given_buffer is not None and now is not None and now is not given_buffer:
+                        given_buffer.copy_(now.detach())
             if part is not None:
                 groups = [groups[0].part(part)]
             wanted = [parameters[name] for group in groups for name in group.names]
@@ -387,12 +393,9 @@ class CompiledStep:
 
     def _warm_up(self, args: Any) -> None:
         """One call without gradients: pairs are checked then, with validation on, and nothing lazy is left to trace."""
-        buffers = [(b, b.clone()) for b in self.loss.buffers()]
         devices = list({b.device for b in self.loss.parameters() if b.device.type == "cuda"})
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        with torch.no_grad(), torch.random.fork_rng(devices=devices), restored(self.loss):
             self.loss(*args)
-            for buffer, before in buffers:
-                buffer.copy_(before)
 
 
 class CompiledFunction:
@@ -438,7 +441,7 @@ class CompiledFunction:
                     return (aux,)
 
                 devices = list({t.device for t in flat if t.device.type == "cuda"})
-                with torch.no_grad(), torch.random.fork_rng(devices=devices):
+                with torch.no_grad(), torch.random.fork_rng(devices=devices), restored(self.function):
                     self.function(*args)
                 return call, [*flat, *tensors]
 
@@ -452,6 +455,25 @@ class CompiledFunction:
         with torch.no_grad(), validation(False):
             result: Tensor = self.function(*args)[1]
         return result
+
+
+@contextmanager
+def restored(*modules: Any) -> Iterator[None]:
+    """Afterwards the buffers of modules are the tensors that they were, with the values they had."""
+    held = [
+        (part._buffers, name, t, t.clone())
+        for module in modules
+        if isinstance(module, nn.Module)
+        for part in module.modules()
+        for name, t in part._buffers.items()
+        if t is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for store, name, tensor, before in held:
+                store[name] = tensor.copy_(before)
 
 
 @contextmanager

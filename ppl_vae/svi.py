@@ -16,7 +16,7 @@ from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .compiled import Backend, CompiledFunction, CompiledStep, CompileReport
+from .compiled import Backend, CompiledFunction, CompiledStep, CompileReport, restored
 from .errors import InputError
 from .minibatches import Minibatches
 from .networks import set_precision
@@ -112,6 +112,8 @@ class CompiledSVI:
         if rows is not None:
             kwargs["rows"] = rows  # an argument of the programs
         step = self._prepare(args, kwargs)
+        assert self._pair is not None
+        self._pair.check_store()
         self._schedule()
         return step(args, kwargs)
 
@@ -228,6 +230,16 @@ class _Pair(nn.Module):
             loss: Tensor = self.objective.differentiable_loss(*self.programs, *args, **kwargs)  # type: ignore[attr-defined]
         return loss, loss
 
+    def check_store(self) -> None:
+        """Raise `InputError` where Pyro's store has other parameters than at the first step."""
+        params = pyro.get_param_store()._params
+        for name, tensor in self.by_name.items():
+            if params.get(name) is not tensor:
+                raise InputError(
+                    f"Pyro's parameter store no longer holds the {name!r} that is being trained: it was cleared or "
+                    "loaded after the first step; make another CompiledSVI, or change parameters in place"
+                )
+
     @contextmanager
     def _store_swapped(self) -> Iterator[None]:
         """Pyro's store with this module's parameters, which the tracer has put in place of the real ones."""
@@ -261,7 +273,7 @@ def _in_store(
         return result
 
     devices = list({t.device for t in _leaves((args, kwargs)) if t.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), mock.patch("pyro.module", record):
+    with restored(model, guide), torch.random.fork_rng(devices=devices), mock.patch("pyro.module", record):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     names = [

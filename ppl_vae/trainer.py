@@ -279,7 +279,7 @@ class Trainer:
     def _run_epoch(self, update: Callable[..., None]) -> bool:
         """The rest of an epoch's steps; returns whether the run was asked to stop."""
         began = shown = time.perf_counter()
-        if self.compiled.compiler.backend != "none" and not self.compiled.report.graphs:
+        if self.compiled.compiler.backend != "none" and not self.compiled.compiler.calls:
             update(self.epoch, "compiling")
         asked = self._asked_to_stop()
         for batch in () if asked else self.loader.epoch(self.epoch, self.step_in_epoch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -297,6 +298,45 @@ def test_what_is_replaced_or_frozen_after_a_step_is_seen() -> None:
             break
     with pytest.raises(InputError, match="replaced after the first step"):
         svi.step(data())
+
+
+@pytest.mark.parametrize("how", ["cleared", "loaded"])
+def test_a_store_that_was_cleared_or_loaded_is_noticed(how: str) -> None:
+    model, guide = functions()
+    svi = CompiledSVI(model, guide, torch.optim.Adam, Trace_ELBO(), {"lr": 1e-2}, compile="graph")
+    svi.step(data().x)
+    saved = pyro.get_param_store().get_state()
+    svi.step(data().x)
+    if how == "cleared":
+        pyro.clear_param_store()
+    else:
+        pyro.get_param_store().set_state(copy.deepcopy(saved))
+    with pytest.raises(InputError, match="no longer holds"):
+        svi.step(data().x)
+
+
+@pytest.mark.parametrize("backend", ["graph", False])
+def test_a_buffer_that_is_reassigned_in_a_step_is_kept(backend: Any) -> None:
+    class Counting(ELBO):
+        calls: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def terms(self, *args: Any, **kwargs: Any) -> Any:
+            terms = super().terms(*args, **kwargs)
+            self.calls = self.calls + 1
+            return terms
+
+    objective = Counting()
+    svi = CompiledSVI(*pair(), torch.optim.Adam, objective, {"lr": 1e-3}, compile=backend)
+    svi.step(data())
+    first = objective.calls.item()
+    for _ in range(4):
+        svi.step(data())
+    assert objective.calls.item() == first + 4
+    assert svi.report().fallbacks == []
 
 
 def test_an_evaluation_sees_another_dtype() -> None:
