@@ -96,8 +96,10 @@ class _Compiler:
         made = None
         if len([c for c in self.calls.values() if c is not None]) >= MAX_GRAPHS:
             self.fallback(
-                f"more than {MAX_GRAPHS} shapes of input: those after the first {MAX_GRAPHS} are not compiled"
+                f"more than {MAX_GRAPHS} shapes of input: those after the first {MAX_GRAPHS} are not compiled (a "
+                "Python number that changes is another input each time; give it as a tensor)"
             )
+            return None  # not kept: there may be one for every step
         else:
             function, flat = make()
             try:

@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch._inductor import config as inductor_config
@@ -259,6 +260,33 @@ def test_a_new_shape_makes_a_graph_and_too_many_run_eagerly() -> None:
     assert len(svi.report().graphs) == MAX_GRAPHS
     assert svi.report().eager_calls == 2
     assert "eager" in str(svi.report())
+
+
+def test_a_number_that_changes_is_better_given_as_a_tensor() -> None:
+    class Weighted(nn.Module):
+        def __init__(self, program: nn.Module) -> None:
+            super().__init__()
+            self.program = program
+
+        def forward(self, batch: Batch, weight: Any) -> None:
+            with poutine.scale(scale=weight):
+                self.program(batch)
+
+    weighted, posterior = map(Weighted, pair())
+    svi = CompiledSVI(weighted, posterior, torch.optim.SGD, Trace_ELBO(), {"lr": 1e-6}, compile="graph")
+    for k in range(20):
+        svi.step(data(), torch.tensor(1.0 + k))
+    assert len(svi.report().graphs) == 1
+    svi = CompiledSVI(weighted, posterior, torch.optim.SGD, Trace_ELBO(), {"lr": 1e-6}, compile="graph")
+    for k in range(MAX_GRAPHS):
+        svi.step(data(), 1.0 + k)
+    with pytest.warns(CompileWarning, match="give it as a tensor"):
+        svi.step(data(), 0.5)
+    for k in range(10):
+        svi.step(data(), 0.1 * k)
+    assert svi.report().eager_calls == 11
+    assert svi._step is not None
+    assert len(svi._step.compiler.calls) == MAX_GRAPHS
 
 
 def test_what_is_replaced_or_frozen_after_a_step_is_seen() -> None:
