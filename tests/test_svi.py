@@ -283,7 +283,7 @@ def test_a_number_that_changes_is_better_given_as_a_tensor() -> None:
     with pytest.warns(CompileWarning, match="give it as a tensor"):
         svi.step(data(), 0.5)
     for k in range(10):
-        svi.step(data(), 0.1 * (k + 1))
+        svi.step(data(), 0.01 * (k + 1))
     assert svi.report().eager_calls == 11
     assert svi._step is not None
     assert len(svi._step.compiler.calls) == MAX_GRAPHS
