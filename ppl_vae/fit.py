@@ -35,7 +35,7 @@ __all__ = ["Callback", "EpochEnd", "FitResult", "fit", "resolve_device"]
 
 _CHUNK = 10_000
 
-COMPILE_PAYS = 20_000
+COMPILE_PAYS = 10_000
 """Steps on a CPU from which compile="auto" compiles: a graph costs 5 to 30 seconds and saves about a millisecond a step
 (benchmarks/README.md)."""
 
