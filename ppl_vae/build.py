@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .core import Encoder, Guide, LatentModel
 from .data import DataSet
-from .errors import InputError, choose
+from .errors import InputError, check_count, choose
 from .guides import guides
 from .likelihoods import Likelihood, likelihoods
 from .models import models
@@ -74,8 +74,7 @@ class PairConfig:
                 raise choose(kind, getattr(self, kind), registry)
         if self.network not in kinds:
             raise choose("network", self.network, kinds)
-        if not isinstance(self.latent, int) or isinstance(self.latent, bool) or self.latent < 1:
-            raise InputError(f"latent={self.latent!r} must be a whole number, 1 or more")
+        check_count("latent", self.latent)
         widths = self.hidden if isinstance(self.hidden, tuple | list) else ()
         if not widths or any(not isinstance(w, int) or isinstance(w, bool) or w < 1 for w in widths):
             raise InputError(f"hidden={self.hidden!r} must be one width or more, each 1 or more: (256,)")

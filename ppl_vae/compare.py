@@ -24,7 +24,7 @@ from .conditions import conditions
 from .contenders import ALL, Entry, GuideLike, entries, folder_name, seeds_of
 from .data import DataSet, DataSplits, split
 from .display import Display, display
-from .errors import InputError, choose
+from .errors import InputError, check_count, choose
 from .evaluate import Estimate, Evaluation, encode, evaluate, reconstruct, sample
 from .fit import FitResult
 from .fixed import FIRST, Fixed, fixed_by
@@ -506,8 +506,7 @@ def compare(
     if isinstance(model, list | tuple | set | Mapping):
         raise InputError(f"model={model!r} is no model; the guides are the second argument: guides={model!r}")
     wanted = entries(guides)
-    if not isinstance(eval_particles, int) or isinstance(eval_particles, bool) or eval_particles < 1:
-        raise InputError(f"eval_particles={eval_particles!r} must be a whole number, 1 or more")
+    check_count("eval_particles", eval_particles)
     if "guide" in settings:
         raise InputError(f"guide={settings['guide']!r} does not fit a comparison; name the guides in guides=[...]")
     own_model = model if callable(model) else None
@@ -953,8 +952,6 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def _import_all(write: bool) -> None:
     """What is imported where it is first used, so that its time is told apart from the work's."""
-    import lightning_fabric  # noqa: F401
-
     if write:
         import arviz  # noqa: F401
         import matplotlib.figure  # noqa: F401

@@ -6,7 +6,7 @@ import logging
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from .batch import Batch
 from .errors import InputError
+from .isolation import swapped, untouched
 from .replay import Replay
 from .updates import Rule, bind_state, rule_for
 from .validation import validation
@@ -93,20 +94,19 @@ class _Compiler:
         """The compiled function for `key`, made by tracing on first sight; None where it must run eagerly."""
         if key in self.calls:
             return self.calls[key]
-        made = None
         if len([c for c in self.calls.values() if c is not None]) >= MAX_GRAPHS:
             self.fallback(
                 f"more than {MAX_GRAPHS} shapes of input: those after the first {MAX_GRAPHS} are not compiled (a "
                 "Python number that changes is another input each time; give it as a tensor)"
             )
             return None  # not kept: there may be one for every step
-        else:
-            function, flat = make()
-            try:
-                made = compile_flat(function, flat, describe(leaves), self.backend)
-                self.report.graphs.append(made[1])
-            except Exception as error:  # whatever tracing or compiling may raise, the step can still run
-                self.fallback(f"{explain(error)}")
+        function, flat = make()
+        made = None
+        try:
+            made = compile_flat(function, flat, describe(leaves), self.backend)
+            self.report.graphs.append(made[1])
+        except Exception as error:  # whatever tracing or compiling may raise, the step can still run
+            self.fallback(f"{explain(error)}")
         self.calls[key] = made
         return made
 
@@ -262,14 +262,7 @@ class CompiledStep:
         self.clip = clip
         self.guard = guard
         self.compiler = _Compiler(what, backend)
-        self.rules: list[Rule] = []
-        for group in optimizer.param_groups if backend != "none" else ():
-            rule = rule_for(optimizer, group)
-            if isinstance(rule, str):
-                self.compiler.fallback(rule)
-                self.compiler.backend = "none"
-                break
-            self.rules.append(rule)
+        self.rules = self._find_rules()
         self.modules = list(loss.modules())
         self.version = 0
         self._bound: _Bound | None = None
@@ -285,8 +278,8 @@ class CompiledStep:
         Args:
             part: a contiguous part of the first group's parameters, to update those alone.
         """
-        if self.compiler.backend != "none":
-            bound = self._bind()
+        bound = self._bind() if self.compiler.backend != "none" else None
+        if bound is not None:
             leaves, structure = flatten(args)
             chosen = None if part is None else (part.start, part.stop)
             flags = tuple([m.training for m in self.modules]), tuple([p.requires_grad for p in bound.parameters])
@@ -317,12 +310,27 @@ class CompiledStep:
         result: Tensor = aux.detach()
         return result
 
-    def _bind(self) -> _Bound:
+    def _find_rules(self) -> list[Rule]:
+        """The update rule of each parameter group; where one has none, all steps run eagerly from now on."""
+        rules: list[Rule] = []
+        for group in self.optimizer.param_groups if self.compiler.backend != "none" else ():
+            rule = rule_for(self.optimizer, group)
+            if isinstance(rule, str):
+                self.compiler.fallback(rule)
+                self.compiler.backend = "none"
+                return []
+            rules.append(rule)
+        return rules
+
+    def _bind(self) -> _Bound | None:
         if self._bound is None or not self._bound.current(self.optimizer):
             if self._bound is not None and not self._bound.whole():
                 self.modules = list(self.loss.modules())
                 self.version += 1  # other modules compute something else: graphs made before are not theirs
-            self.rules = [rule_for(self.optimizer, group) for group in self.optimizer.param_groups]  # type: ignore[misc]
+            if self._bound is not None:
+                self.rules = self._find_rules()  # options may have come with a loaded state
+                if self.compiler.backend == "none":
+                    return None
             self._bound = _Bound(self.loss, self.optimizer, self.rules)
             self._replays.clear()  # a CUDA graph reads and writes the memory it was captured with
         return self._bound
@@ -395,8 +403,7 @@ class CompiledStep:
 
     def _warm_up(self, args: Any) -> None:
         """One call without gradients: pairs are checked then, with validation on, and nothing lazy is left to trace."""
-        devices = list({b.device for b in self.loss.parameters() if b.device.type == "cuda"})
-        with torch.no_grad(), torch.random.fork_rng(devices=devices), restored(self.loss):
+        with torch.no_grad(), untouched(self.loss):
             self.loss(*args)
 
 
@@ -442,8 +449,7 @@ class CompiledFunction:
                         _, aux = self.function(*given)
                     return (aux,)
 
-                devices = list({t.device for t in flat if t.device.type == "cuda"})
-                with torch.no_grad(), torch.random.fork_rng(devices=devices), restored(self.function):
+                with torch.no_grad(), untouched(self.function):
                     self.function(*args)
                 return call, [*flat, *tensors]
 
@@ -457,46 +463,6 @@ class CompiledFunction:
         with torch.no_grad(), validation(False):
             result: Tensor = self.function(*args)[1]
         return result
-
-
-@contextmanager
-def restored(*modules: Any) -> Iterator[None]:
-    """Afterwards the buffers of modules are the tensors that they were, with the values they had."""
-    held = [
-        (part._buffers, name, t, t.clone())
-        for module in modules
-        if isinstance(module, nn.Module)
-        for part in module.modules()
-        for name, t in part._buffers.items()
-        if t is not None
-    ]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for store, name, tensor, before in held:
-                store[name] = tensor.copy_(before)
-
-
-@contextmanager
-def swapped(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
-    """The module with other tensors in place of its own, by the id of each.
-
-    `torch.func.functional_call` does this by name, and where one submodule is registered under two names, as a
-    condition of model and encoder is, it leaves the other tensors behind.
-    """
-    before: list[tuple[dict[str, Any], str, Any]] = []
-    try:
-        for part in module.modules():
-            for store in (part._parameters, part._buffers):
-                for name, own in store.items():
-                    if id(own) in tensors:
-                        before.append((store, name, own))
-                        store[name] = tensors[id(own)]  # type: ignore[assignment]
-        yield
-    finally:
-        for store, name, own in before:
-            store[name] = own
 
 
 def clip_norm(grads: Sequence[Tensor | None], largest: float) -> list[Tensor | None]:

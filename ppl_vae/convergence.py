@@ -11,7 +11,7 @@ from .errors import InputError
 
 __all__ = ["ess", "rhat"]
 
-_FEWEST = 4
+FEWEST = 4
 
 
 def rhat(draws: Tensor) -> Tensor:
@@ -93,9 +93,9 @@ def ess(draws: Tensor) -> Tensor:
 
 def _rows(draws: Tensor) -> Tensor:
     """(chains, T, \\*event) -> (M, chains, T), float64: a row for each quantity."""
-    if draws.dim() < 2 or draws.shape[0] < 1 or draws.shape[1] < _FEWEST:
+    if draws.dim() < 2 or draws.shape[0] < 1 or draws.shape[1] < FEWEST:
         raise InputError(
-            f"draws have the shape {tuple(draws.shape)}; give (chains, draws, *event) with {_FEWEST} draws or more"
+            f"draws have the shape {tuple(draws.shape)}; give (chains, draws, *event) with {FEWEST} draws or more"
         )
     return draws.double().flatten(2).permute(2, 0, 1) if draws.dim() > 2 else draws.double()[None]
 

@@ -14,7 +14,7 @@ from torch.distributions.constraints import Constraint
 
 from .batch import Batch
 
-__all__ = ["Conditional", "Encoder", "Guide", "LatentModel", "LatentSpec"]
+__all__ = ["Conditional", "Encoder", "Guide", "LatentModel", "LatentSpec", "plain_support"]
 
 
 class LatentSpec(NamedTuple):
@@ -32,6 +32,13 @@ class LatentSpec(NamedTuple):
     support: Constraint = constraints.real
     scope: Literal["datum", "global"] = "datum"
     parents: tuple[str, ...] = ()
+
+
+def plain_support(support: Constraint) -> Constraint:
+    """The support of one number of an event, where it is the same for all: that of a real vector is the real line."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
 
 
 class Encoder(nn.Module, ABC):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "NonFiniteLossError", "RunError", "choose"]
+__all__ = ["InputError", "NonFiniteLossError", "RunError", "check_count", "choose"]
 
 
 class InputError(ValueError):
@@ -36,3 +36,10 @@ def choose(argument: str, value: object, options: Iterable[str]) -> InputError:
     near = [lower[match] for match in difflib.get_close_matches(str(value).lower(), lower, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(repr(name) for name in near)}? " if near else ""
     return InputError(f"{argument}={value!r} is not known; {hint}choose one of: {', '.join(names)}")
+
+
+def check_count(name: str, value: object, least: int = 1) -> int:
+    """`value` as a number of something; raises `InputError` naming the argument where it is none."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name}={value!r} must be a whole number, {least} or more")
+    return value

@@ -23,6 +23,7 @@ from .compiled import CompileReport
 from .data import DataSet
 from .errors import InputError, choose
 from .folder import check_folder, read_run
+from .isolation import cuda_in, restored
 from .likelihoods import Likelihood
 from .loader import Data, as_data
 from .networks import Condition, set_precision
@@ -324,16 +325,9 @@ def _try_once(job: Job, device: torch.device) -> None:
     if not isinstance(optimizer, Optimizer):
         raise InputError(f"optimizer made a {type(optimizer).__name__}; give a class of torch.optim")
     parts = (job.model, job.guide, job.objective)
-    buffers = [{name: b.clone() for name, b in part.named_buffers()} for part in parts]
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-            batch = job.data.take(torch.arange(2)).batch().to(device)
-            terms = job.objective.terms(job.model, job.guide, batch)
-    finally:
-        for part, before in zip(parts, buffers, strict=True):
-            for name, buffer in part.named_buffers():
-                if name in before:
-                    buffer.copy_(before[name])
+    with restored(*parts), torch.random.fork_rng(devices=cuda_in(device)), torch.no_grad():
+        batch = job.data.take(torch.arange(2)).batch().to(device)
+        terms = job.objective.terms(job.model, job.guide, batch)
     for name, value in (("a loss", terms.loss), *terms.logs.items()):
         if tuple(value.shape) != (batch.size,):
             raise InputError(

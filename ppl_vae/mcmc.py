@@ -19,11 +19,12 @@ from torch.distributions.constraints import Constraint
 
 from .batch import Batch
 from .compiled import CompiledFunction
-from .convergence import ess, rhat
-from .errors import InputError, choose
-from .isolation import device_of, evaluation
+from .convergence import FEWEST, ess, rhat
+from .core import plain_support
+from .errors import InputError, check_count, choose
+from .isolation import cuda_in, device_of, evaluation
 from .validation import validation
-from .weights import Program, check_pair, is_per_datum, particle_plate, sample_sites, score_site
+from .weights import Program, check_pair, data_size, is_per_datum, particle_plate, sample_sites, score_site
 
 __all__ = [
     "Coordinates",
@@ -49,7 +50,6 @@ DIVERGENT = 1000.0
 _STEP = 0.1
 _SPREAD = 0.4
 _CHUNK = 4096
-_FEWEST = 4
 _FEWEST_WARM = 40
 
 
@@ -273,7 +273,7 @@ class Coordinates:
 
     def __init__(self, model: Program, *args: Any, **kwargs: Any) -> None:
         self.model, self.args, self.kwargs = model, args, kwargs
-        with torch.no_grad(), torch.random.fork_rng(devices=_devices(model, args)):
+        with torch.no_grad(), torch.random.fork_rng(devices=cuda_in(model, args)):
             finder = _Found({})
             trace = _run(finder, model, 2, args, kwargs)
         _data_size(trace)
@@ -412,9 +412,7 @@ def _support(msg: Any) -> Constraint:
 
 
 def _is_real(support: Constraint) -> bool:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support is constraints.real
+    return plain_support(support) is constraints.real
 
 
 def _run(handler: Messenger, model: Program, chains: int, args: Any, kwargs: Any) -> Trace:
@@ -439,25 +437,12 @@ def _total(trace: Trace, chains: int) -> Tensor:
 
 def _data_size(trace: Trace) -> int:
     for _, site in sample_sites(trace):
-        for frame in site["cond_indep_stack"]:
-            if frame.dim == -1:
-                return int(frame.size)
+        if (size := data_size(site)) is not None:
+            return size
     raise InputError(
         "the model has no site in a plate at dim=-1; put each datum's sites inside "
         'pyro.plate("data", batch.size, dim=-1)'
     )
-
-
-def _devices(*things: Any) -> list[torch.device]:
-    found: set[torch.device] = set()
-    for thing in things:
-        if isinstance(thing, nn.Module):
-            found |= {t.device for t in (*thing.parameters(), *thing.buffers())}
-        elif isinstance(thing, Tensor):
-            found.add(thing.device)
-        elif isinstance(thing, tuple | list):
-            found |= set(_devices(*thing))
-    return [device for device in found if device.type == "cuda"]
 
 
 # ---------------------------------------------------------------- draws from p(z | x)
@@ -605,9 +590,7 @@ class _Plan:
 
     def __post_init__(self) -> None:
         for name, least in (("chains", 1), ("draws", 1), ("warmup", 0), ("steps", 1), ("thin", 1), ("chunk", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(f"{name}={value!r} must be a whole number, {least} or more")
+            check_count(name, getattr(self, name), least)
         if not (isinstance(self.target, float) and 0.0 < self.target < 1.0):
             raise InputError(f"target={self.target!r} must lie between 0 and 1; 0.65 to 0.9 are usual")
         if self.mass not in ("diagonal", "unit"):
@@ -755,7 +738,7 @@ class _Results:
     def put(self, piece: _Piece, start: int) -> None:
         for name, draws in piece.draws.items():
             self._fill(self.fields["draws"], name, draws, start, 2)
-            enough = self.plan.draws >= _FEWEST
+            enough = self.plan.draws >= FEWEST
             for field, judge in (("rhat", rhat), ("ess", ess)):
                 found = judge(draws) if enough else draws.new_full(draws.shape[2:], math.nan, dtype=torch.float64)
                 self._fill(self.fields[field], name, found, start, 0)

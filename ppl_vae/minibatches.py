@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from .batch import Batch
 from .data import DataSet
-from .errors import InputError
+from .errors import InputError, check_count
 
 __all__ = ["Minibatches", "shuffled_rows"]
 
@@ -26,8 +26,7 @@ def shuffled_rows(size: int, batch_size: int, steps: int, device: torch.device |
         InputError: a batch larger than the data.
     """
     for name, value in (("size", size), ("batch_size", batch_size), ("steps", steps)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name}={value!r} must be a whole number, 1 or more")
+        check_count(name, value)
     if batch_size > size:
         raise InputError(f"batch_size={batch_size} is more than the {size} data; give at most {size}")
     whole = size // batch_size
@@ -103,6 +102,6 @@ def _take(leaf: Any, held: Mapping[str, Tensor], rows: Tensor) -> Any:
     if isinstance(leaf, DataSet):
         return leaf.holding(**held).batch(rows)
     if isinstance(leaf, Batch):
-        fields: dict[str, Any] = {name: t.index_select(0, rows) for name, t in held.items()}
-        return Batch(**fields)
+        fields: dict[str, Any] = dict(held)
+        return Batch(**fields).take(rows)
     return held["value"].index_select(0, rows) if held else leaf

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from .batch import Batch
-from .core import Conditional, Encoder, LatentSpec
-from .errors import InputError, choose
+from .core import Conditional, Encoder, LatentSpec, plain_support
+from .errors import InputError, check_count, choose
 
 __all__ = [
     "MLP",
@@ -509,7 +509,7 @@ class Head(Conditional):
     def __init__(self, features: int | None, spec: LatentSpec) -> None:
         super().__init__()
         self.event_shape = spec.event_shape
-        plain = spec.support.base_constraint if isinstance(spec.support, constraints.independent) else spec.support
+        plain = plain_support(spec.support)
         try:
             self.transform = None if plain is constraints.real else biject_to(spec.support)
         except NotImplementedError as error:
@@ -605,9 +605,7 @@ class LowRankNormal(Head):
     """
 
     def __init__(self, features: int | None, spec: LatentSpec, rank: int = 2) -> None:
-        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-            raise InputError(f"rank={rank!r} must be a whole number, 1 or more")
-        self.rank = rank
+        self.rank = check_count("rank", rank)
         super().__init__(features, spec)
         self.vectors_only("a low-rank Gaussian")
 

@@ -21,6 +21,7 @@ from torch.multiprocessing.spawn import ProcessException
 from .checkpoint import read_json, read_tensors, seed_generators, write_json, write_tensors
 from .compiled import CompileReport
 from .errors import InputError, NonFiniteLossError, RunError
+from .isolation import cuda_in
 from .loader import mix
 from .trainer import Job, Outcome, Trainer
 
@@ -40,11 +41,10 @@ _ERRORS: dict[str, type[Exception]] = {
 def launch(job: Job, device: torch.device) -> Outcome:
     """Do a job on `device`, or on `job.settings.devices` devices of its kind by as many processes; afterwards the
     weights of the modules are the trained ones, and the random states of this process what they were."""
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+    with torch.random.fork_rng(devices=cuda_in(device)):
         if job.settings.devices > 1:
             return _launch_several(job, device)
-        with torch.cuda.device(device) if on_gpu else nullcontext():
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             seed_generators(_noise_seed(job, 0), device)
             flag = _Flag()
             with _sigint(flag):

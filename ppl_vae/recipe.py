@@ -228,7 +228,7 @@ class Ingredients:
 
         Args:
             data: what it is to be evaluated on.
-                shown: from a number of epochs to `fit`'s progress, callbacks and description.
+            shown: from a number of epochs to `fit`'s progress, callbacks and description.
         """
         name, options = _objective(self.recipe)
         return renewed(

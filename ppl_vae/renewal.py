@@ -12,6 +12,7 @@ from torch import nn
 from .data import DataSet
 from .errors import InputError
 from .fit import fit
+from .isolation import device_of, restored
 from .objectives import ELBO, Objective
 
 __all__ = ["frozen", "is_local", "renewed"]
@@ -64,7 +65,7 @@ def renewed(
         fresh = guide.renew(len(data))  # type: ignore[operator]
     if not isinstance(fresh, nn.Module):
         raise InputError(f"{type(guide).__name__}.renew made a {type(fresh).__name__}; it must make a guide")
-    device = next(iter([*model.parameters(), *model.buffers()]), torch.empty(0)).device
+    device = device_of(model) or torch.device("cpu")
     epochs = UPDATES if updates is None else updates
     with frozen(model):
         fitted = fit(
@@ -89,15 +90,13 @@ def renewed(
 def frozen(model: nn.Module) -> Iterator[None]:
     """A block in which no parameter of the model trains; its parameters and buffers are afterwards as they were."""
     trains = [p for p in model.parameters() if p.requires_grad]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     training = [(module, module.training) for module in model.modules()]
     model.requires_grad_(False)
     try:
-        yield
+        with restored(model):
+            yield
     finally:
         for p in trains:
             p.requires_grad_(True)
-        for buffer, before in buffers:
-            buffer.copy_(before)
         for module, mode in training:
             module.training = mode

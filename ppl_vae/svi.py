@@ -16,8 +16,9 @@ from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .compiled import Backend, CompiledFunction, CompiledStep, CompileReport, restored
+from .compiled import Backend, CompiledFunction, CompiledStep, CompileReport
 from .errors import InputError
+from .isolation import untouched
 from .minibatches import Minibatches
 from .networks import set_precision
 from .objectives import ELBO, IWAE, Objective, Renyi
@@ -125,7 +126,7 @@ class CompiledSVI:
                 "each minibatch"
             )
         if self._data is None:
-            with torch.random.fork_rng(devices=[rows.device] if rows.is_cuda else []):
+            with untouched(rows):
                 first = Minibatches(nn.Identity(), args, kwargs).take(rows[0])
             pair = self._prepare_pair(*first)
             self._data = Minibatches(pair, args, kwargs)
@@ -272,8 +273,7 @@ def _in_store(
         result: nn.Module = original(name, nn_module, *rest, **options)
         return result
 
-    devices = list({t.device for t in _leaves((args, kwargs)) if t.device.type == "cuda"})
-    with restored(model, guide), torch.random.fork_rng(devices=devices), mock.patch("pyro.module", record):
+    with untouched(model, guide, args, kwargs), mock.patch("pyro.module", record):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     names = [
@@ -281,10 +281,6 @@ def _in_store(
     ]
     unique = list({id(m): m for m in modules}.values())
     return unique, list(dict.fromkeys(names))
-
-
-def _leaves(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 @contextmanager

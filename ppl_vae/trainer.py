@@ -27,6 +27,7 @@ from .checkpoint import (
 from .compiled import CompiledStep, CompileReport
 from .errors import InputError, NonFiniteLossError, RunError
 from .folder import CHECKPOINTS, start_run
+from .isolation import cuda_in
 from .loader import Data, Loader, fingerprint
 from .logs import Logs
 from .nonfinite import first_bad, first_bad_parameter
@@ -395,8 +396,7 @@ class Trainer:
         """Means over the validation data, with the same noise after every epoch."""
         self.module.eval()
         totals: dict[str, Tensor] = {}
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        with torch.no_grad(), torch.random.fork_rng(devices=cuda_in(self.device)):
             seed_generators(_VALIDATION_SEED, self.device)
             for rows in torch.arange(len(data)).split(max(_VALIDATION_BATCH, self.settings.batch_size)):
                 batch = data.batch(rows).to(self.device)

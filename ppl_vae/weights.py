@@ -16,8 +16,8 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
-from .compiled import swapped
 from .errors import InputError
+from .isolation import cuda_in, swapped, tensors_in, untouched
 from .stopping import Stopped, leaves
 from .validation import validation
 
@@ -190,9 +190,9 @@ def check_pair(
             takes random numbers besides its draws, as dropout does, cannot score what it drew, or has a parameter that
             is not stopped.
     """
-    with _untouched(model, guide, args), torch.no_grad(), validation(True):
+    with untouched(model, guide, args), torch.no_grad(), validation(True):
         # an unusual number of particles: it must not agree by chance with the size of the data or of an event
-        sizes = {size for t in _tensors(model, guide, args) for size in t.shape}
+        sizes = {size for t in tensors_in(model, guide, args) for size in t.shape}
         particles = next(k for k in range(3, 1 << 30) if k not in sizes)
         try:
             model_trace, guide_trace = _trace_pair(model, guide, args, kwargs, particles)
@@ -364,8 +364,7 @@ def _check_second_run(guide: Program, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _random_states(*things: Any) -> list[Tensor]:
-    devices = {t.device for t in _tensors(*things) if t.device.type == "cuda"}
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in cuda_in(*things))]
 
 
 _enumerates: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -380,27 +379,12 @@ def _enumeration(
     except TypeError:  # bound methods, partials: no weak reference, look each time
         known = None
     if known is None:
-        with _untouched(guide, args), torch.no_grad():
+        with untouched(guide, args), torch.no_grad():
             sites = sample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
             known = any(site["infer"].get("enumerate") == "parallel" for _, site in sites)
         with suppress(TypeError):
             _enumerates[guide] = known
     return poutine.enum(first_available_dim=-3) if known else nullcontext()
-
-
-@contextmanager
-def _untouched(*things: Any) -> Iterator[None]:
-    """Leave the random states of the CPU and of the things' devices as they are, and the buffers of modules, such as
-    running averages: a run that is resumed checks its pair once more, and must go on as if it had not."""
-    devices = list({t.device for t in _tensors(*things) if t.device.type == "cuda"})
-    buffers = [(b, b.clone()) for thing in things if isinstance(thing, torch.nn.Module) for b in thing.buffers()]
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
 
 
 def _score(
@@ -431,7 +415,7 @@ def _score(
             shared.append(name)
 
     for name, site in sample_sites(model_trace):
-        size = _data_size(site) if size is None else size
+        size = data_size(site) if size is None else size
         if site["is_observed"]:
             if not is_per_datum(site):
                 raise InputError(
@@ -491,16 +475,5 @@ def is_per_datum(site: Any) -> bool:
     return any(frame.dim == -1 for frame in site["cond_indep_stack"])
 
 
-def _data_size(site: Any) -> int | None:
+def data_size(site: Any) -> int | None:
     return next((int(frame.size) for frame in site["cond_indep_stack"] if frame.dim == -1), None)
-
-
-def _tensors(*things: Any) -> Iterator[Tensor]:
-    for thing in things:
-        if isinstance(thing, Tensor):
-            yield thing
-        elif isinstance(thing, torch.nn.Module):
-            yield from thing.parameters()
-            yield from thing.buffers()
-        elif isinstance(thing, (tuple, list)):
-            yield from _tensors(*thing)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..batch import Batch
 from ..data import DataSet
 from ..errors import InputError
-from ..isolation import cuda_of, device_of, evaluation
+from ..isolation import cuda_in, device_of, evaluation, tensors_in
 from ..likelihoods import Likelihood
 from ..masks import refuse_hidden_values
 from ..networks import Condition
@@ -136,7 +136,7 @@ def chunk_for(work: Work, source: Source, particles: int, chunk: int | None) -> 
         return Chunk(min(source.size, max(1, chunk // at_once)), at_once)
     budget = BUDGET.get("cpu" if source.device is None else source.device.type, BUDGET["cpu"])
     several = min(source.size, 9)
-    with torch.random.fork_rng(devices=cuda_of(source.device)):
+    with torch.random.fork_rng(devices=cuda_in(source.device)):
         one = _bytes(work, source.batch(0, 1), 1)
         per_particle = max(1.0, (_bytes(work, source.batch(0, 1), 9) - one) / 8)
         per_datum = per_particle
@@ -175,20 +175,10 @@ class _Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        given = {t.untyped_storage().data_ptr() for t in _tensors(args, kwargs)}
+        given = {t.untyped_storage().data_ptr() for t in tensors_in(args, kwargs)}
         out = func(*args, **kwargs)
-        for tensor in _tensors(out):
+        for tensor in tensors_in(out):
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in given:
                 self.total += storage.nbytes()
         return out
-
-
-def _tensors(*things: Any) -> Iterator[Tensor]:
-    for thing in things:
-        if isinstance(thing, Tensor):
-            yield thing
-        elif isinstance(thing, Mapping):
-            yield from _tensors(*thing.values())
-        elif isinstance(thing, tuple | list):
-            yield from _tensors(*thing)

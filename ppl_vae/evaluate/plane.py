@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..batch import Batch
+from ..core import plain_support
 from ..errors import InputError
 from ..mcmc import log_joint, sample_posterior
 from ..weights import Program, particle_plate, sample_sites, score_site
@@ -55,9 +56,7 @@ def is_plane(model: Any) -> bool:
     specs = list(getattr(model, "latents", {}).values())
     if len(specs) != 1 or specs[0].scope != "datum" or tuple(specs[0].event_shape) != (2,):
         return False
-    support = specs[0].support
-    plain = support.base_constraint if isinstance(support, constraints.independent) else support
-    return plain is constraints.real
+    return plain_support(specs[0].support) is constraints.real
 
 
 def planes(

@@ -16,11 +16,11 @@ from torch.distributions import Transform, constraints
 from torch.distributions.transforms import ReshapeTransform
 
 from ..core import Encoder, LatentModel, LatentSpec
-from ..errors import InputError
+from ..errors import InputError, check_count
 from ..networks import Head, Linear, soft_bound
 from .base import Amortized
 
-__all__ = ["Flow", "FlowNormal", "FlowTransform", "Layer", "Layers", "Parameters", "check_count"]
+__all__ = ["Flow", "FlowNormal", "FlowTransform", "Layer", "Layers", "Parameters", "Remembering", "repeated"]
 
 Layers: TypeAlias = Callable[[int, int], Sequence[ConditionalTransformModule]]
 """The transforms of a site, from the number of features and the site's number of dimensions."""
@@ -116,7 +116,28 @@ class FlowNormal(Head):
         return pushed
 
 
-class FlowTransform(Transform):
+class Remembering(Transform):
+    """A transform of vectors with the memory of its last call: `_call` and `_inverse` leave log |det ∂y/∂x| in
+    `_log_det`."""
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self) -> None:
+        super().__init__(cache_size=1)
+        self._log_det: Tensor | None = None
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log |det ∂y/∂x|, (\\*S, N)."""
+        before, after = self._cached_x_y
+        if x is not before or y is not after:
+            self(x)
+        assert self._log_det is not None
+        return self._log_det
+
+
+class FlowTransform(Remembering):
     r"""z = m + s ⊙ (f_K ∘ ... ∘ f_1)(ε) of one call: a transform of vectors, with the memory of its last draw.
 
     Args:
@@ -129,10 +150,6 @@ class FlowTransform(Transform):
         InputError: asked for the inverse at another point than the last draw, where parts have none.
     """
 
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
-
     def __init__(
         self,
         parts: Sequence[Transform],
@@ -141,10 +158,9 @@ class FlowTransform(Transform):
         scale_first: bool = False,
         inverts: bool = True,
     ) -> None:
-        super().__init__(cache_size=1)
+        super().__init__()
         self.parts, self.inverts = parts, inverts
         self.loc, self.log_scale, self.scale_first = loc, log_scale, scale_first
-        self._log_det: Tensor | None = None
 
     def _call(self, x: Tensor) -> Tensor:
         scale = self.log_scale.exp()
@@ -180,14 +196,6 @@ class FlowTransform(Transform):
         self._log_det = log_det
         return y / scale if self.scale_first else y
 
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """log |det ∂y/∂x|, (\\*S, N)."""
-        drawn, carried = self._cached_x_y
-        if x is not drawn or y is not carried:
-            self(x)
-        assert self._log_det is not None
-        return self._log_det
-
 
 class Layer(ConditionalTransformModule):
     """A transform of vectors of D numbers as a function of the context.
@@ -208,6 +216,12 @@ class Layer(ConditionalTransformModule):
     @abstractmethod
     def condition(self, context: Tensor) -> Transform:
         """The transform, made anew, given features (\\*S, N, F)."""
+
+
+def repeated(layer: Callable[[int, int], Layer], transforms: int) -> Layers:
+    """So many layers of one kind; raises `InputError` for a number that is none."""
+    check_count("transforms", transforms)
+    return lambda features, size: [layer(features, size) for _ in range(transforms)]
 
 
 class Parameters(nn.Module):
@@ -235,13 +249,6 @@ class Parameters(nn.Module):
 NEAR = 0.03
 """Factor on the usual first weights of what makes transforms differ from the identity: small, so that training starts
 at the mean-field guide, and not 0, where layers behind would have no gradient."""
-
-
-def check_count(name: str, value: object, least: int = 1) -> int:
-    """`value` as a number of something; raises `InputError` naming the argument where it is none."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name}={value!r} must be a whole number, {least} or more")
-    return value
 
 
 def _inverts(layer: nn.Module, features: int, size: int) -> bool:

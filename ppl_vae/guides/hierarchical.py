@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..core import Encoder, Guide, LatentModel, LatentSpec
 from ..errors import InputError, choose
-from ..networks import MLP, DiagonalNormal, FullRankNormal, Head, join
+from ..networks import MLP, DiagonalNormal, Head, families, join
 from .base import continuous_sites, guides
 
 __all__ = ["BottomUp", "Hierarchical", "TopDown", "faithful_inverse"]
-
-FAMILIES: dict[str, type[Head]] = {"mean-field": DiagonalNormal, "full-rank": FullRankNormal}
 
 _DATA = None  # stands for x among the names of sites
 
@@ -46,8 +44,8 @@ class Hierarchical(Guide):
         super().__init__()
         self.sites = continuous_sites(self, model)
         _check_parents(model)
-        if family not in FAMILIES:
-            raise choose("family", family, FAMILIES)
+        if family not in families:
+            raise choose("family", family, families)
         if hidden is not None and (not isinstance(hidden, int) or isinstance(hidden, bool) or hidden < 0):
             raise InputError(f"hidden={hidden!r} must be a width, 1 or more, 0 for none, or None")
         if merge not in ("joined", "precision"):
@@ -73,7 +71,7 @@ class Hierarchical(Guide):
             self.conditionals[site] = (
                 _Product(spec, features, inputs, hidden)
                 if merge == "precision" and features and inputs
-                else _Conditional(FAMILIES[family], spec, features, inputs, hidden)
+                else _Conditional(families[family], spec, features, inputs, hidden)
             )
 
     def features(self, batch: Batch, **latents: Tensor) -> Mapping[str, Tensor]:

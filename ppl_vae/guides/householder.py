@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from ..core import Encoder, LatentModel
-from ..errors import InputError
+from ..errors import InputError, check_count
 from .base import guides
-from .flow import Flow, Layer, Parameters, check_count
+from .flow import Flow, Layer, Parameters
 
 __all__ = ["Householder", "HouseholderLayer", "start_vectors"]
 

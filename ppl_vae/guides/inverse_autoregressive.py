@@ -11,9 +11,9 @@ from pyro.nn import ConditionalAutoRegressiveNN
 from torch import nn
 
 from ..core import Encoder, LatentModel
-from ..errors import InputError
+from ..errors import InputError, check_count
 from .base import guides
-from .flow import NEAR, Flow, check_count
+from .flow import NEAR, Flow
 
 __all__ = ["InverseAutoregressive", "masked_network"]
 

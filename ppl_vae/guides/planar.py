@@ -11,7 +11,7 @@ from torch.distributions import Transform
 
 from ..core import Encoder, LatentModel
 from .base import guides
-from .flow import Flow, Layer, Parameters, check_count
+from .flow import Flow, Layer, Parameters, repeated
 
 __all__ = ["Planar", "PlanarLayer", "solve_tanh"]
 
@@ -39,10 +39,7 @@ class Planar(Flow):
     """
 
     def __init__(self, model: LatentModel, encoder: Encoder, transforms: int = 8) -> None:
-        check_count("transforms", transforms)
-        super().__init__(
-            model, encoder, lambda features, size: [PlanarLayer(features, size) for _ in range(transforms)]
-        )
+        super().__init__(model, encoder, repeated(PlanarLayer, transforms))
 
 
 class PlanarLayer(Layer):

@@ -9,7 +9,7 @@ from torch.distributions import Transform
 
 from ..core import Encoder, LatentModel
 from .base import guides
-from .flow import Flow, Layer, Parameters, check_count
+from .flow import Flow, Layer, Parameters, repeated
 
 __all__ = ["Radial", "RadialLayer"]
 
@@ -37,10 +37,7 @@ class Radial(Flow):
     """
 
     def __init__(self, model: LatentModel, encoder: Encoder, transforms: int = 8) -> None:
-        check_count("transforms", transforms)
-        super().__init__(
-            model, encoder, lambda features, size: [RadialLayer(features, size) for _ in range(transforms)]
-        )
+        super().__init__(model, encoder, repeated(RadialLayer, transforms))
 
 
 class RadialLayer(Layer):

@@ -16,7 +16,7 @@ from torch.distributions import Independent
 
 from ..batch import Batch
 from ..core import Encoder, LatentModel
-from ..errors import InputError, choose
+from ..errors import InputError, check_count, choose
 from ..handlers import apart
 from ..networks import Head, families
 from ..weights import sample_sites, score_site
@@ -95,9 +95,8 @@ class SemiAmortized(Amortized):
     ) -> None:
         if family not in families:
             raise choose("family", family, families)
-        for argument, number, least in (("steps", steps, 0), ("particles", particles, 1)):
-            if not isinstance(number, int) or isinstance(number, bool) or number < least:
-                raise InputError(f"{argument}={number!r} must be a whole number, {least} or more")
+        check_count("steps", steps, least=0)
+        check_count("particles", particles)
         for argument, size in (("lr", lr), ("largest", largest)):
             if not (isinstance(size, int | float) and math.isfinite(size) and size > 0):
                 raise InputError(f"{argument}={size!r} must be a number above 0")

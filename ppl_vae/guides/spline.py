@@ -8,13 +8,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Transform, constraints
+from torch.distributions import Transform
 
 from ..core import Encoder, LatentModel
-from ..errors import InputError, choose
+from ..errors import InputError, check_count, choose
 from ..networks import MLP, join
 from .base import guides
-from .flow import NEAR, Flow, Layer, Parameters, check_count
+from .flow import NEAR, Flow, Layer, Parameters, Remembering
 from .inverse_autoregressive import masked_network
 
 __all__ = ["AutoregressiveSpline", "CouplingSpline", "Knots", "Order", "Spline", "rational_spline"]
@@ -210,25 +210,6 @@ def _linear(point: Tensor, numbers: Sequence[Tensor], inverse: bool) -> tuple[Te
     return value, log_slope
 
 
-class _Bent(Transform):
-    """A transform made of splines, with the memory of its last call."""
-
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
-
-    def __init__(self) -> None:
-        super().__init__(cache_size=1)
-        self._log_det: Tensor | None = None
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        before, after = self._cached_x_y
-        if x is not before or y is not after:
-            self(x)
-        assert self._log_det is not None
-        return self._log_det
-
-
 class CouplingSpline(Layer):
     """Splines of one half of the dimensions under knots from the context, and of the other under knots from the first
     half too.
@@ -258,7 +239,7 @@ class CouplingSpline(Layer):
         return _Coupled(self, context)
 
 
-class _Coupled(_Bent):
+class _Coupled(Remembering):
     def __init__(self, layer: CouplingSpline, context: Tensor) -> None:
         super().__init__()
         self.layer, self.context = layer, context
@@ -302,7 +283,7 @@ class AutoregressiveSpline(Layer):
         return _Autoregressive(self, context)
 
 
-class _Autoregressive(_Bent):
+class _Autoregressive(Remembering):
     def __init__(self, layer: AutoregressiveSpline, context: Tensor) -> None:
         super().__init__()
         self.layer, self.context = layer, context

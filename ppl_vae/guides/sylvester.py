@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from pyro.distributions.transforms.householder import ConditionedHouseholder
 from torch import Tensor
-from torch.distributions import Transform, constraints
+from torch.distributions import Transform
 
 from ..core import Encoder, LatentModel
+from ..errors import check_count
 from .base import guides
-from .flow import Flow, Layer, Parameters, check_count
+from .flow import Flow, Layer, Parameters, Remembering
 from .householder import start_vectors
 from .planar import solve_tanh
 
@@ -94,7 +95,7 @@ class SylvesterLayer(Layer):
         return matrix
 
 
-class SylvesterTransform(Transform):
+class SylvesterTransform(Remembering):
     """f(ε) = ε + Q R tanh(S Qᵀ ε + b).
 
     Args:
@@ -103,15 +104,10 @@ class SylvesterTransform(Transform):
         b: (\\*S, N, D).
     """
 
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
-
     def __init__(self, vectors: Tensor | None, r: Tensor, s: Tensor, b: Tensor) -> None:
-        super().__init__(cache_size=1)
+        super().__init__()
         self.q = None if vectors is None else ConditionedHouseholder(vectors)
         self.r, self.s, self.b = r, s, b
-        self._log_det: Tensor | None = None
 
     def _call(self, x: Tensor) -> Tensor:
         v = x if self.q is None else self.q._inverse(x)  # Qᵀ x
@@ -141,13 +137,6 @@ class SylvesterTransform(Transform):
         self._log_det = self._of(torch.stack(acts[::-1], dim=-1))
         x = torch.stack(found[::-1], dim=-1)
         return x if self.q is None else self.q._call(x)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        before, after = self._cached_x_y
-        if x is not before or y is not after:
-            self(x)
-        assert self._log_det is not None
-        return self._log_det
 
     def _of(self, act: Tensor) -> Tensor:
         diagonals = self.r.diagonal(dim1=-2, dim2=-1) * self.s.diagonal(dim1=-2, dim2=-1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..core import Conditional, LatentModel, LatentSpec
-from ..errors import InputError
+from ..errors import InputError, check_count
 from ..likelihoods import Likelihood
 from ..networks import MLP, Condition, DiagonalNormal
 from ..priors import StandardNormal
@@ -141,8 +141,8 @@ def _is_size(value: object) -> bool:
 
 def _sizes(latent: int | Sequence[int], layers: int | None) -> tuple[int, ...]:
     """Of z_1, ..., z_L."""
-    if layers is not None and not _is_size(layers):
-        raise InputError(f"layers={layers!r} must be a whole number, 1 or more")
+    if layers is not None:
+        check_count("layers", layers)
     if isinstance(latent, Sequence) and not isinstance(latent, str):
         sizes = tuple(latent)
         if layers is not None and layers != len(sizes):

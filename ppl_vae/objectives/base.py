@@ -11,7 +11,7 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import InputError
+from ..errors import InputError, check_count
 from ..registry import Registry
 from ..validation import validation
 from ..weights import LogWeights, Program, check_pair, log_weights
@@ -129,6 +129,4 @@ class Objective(PyroELBO, nn.Module):
 
 def check_particles(particles: object) -> int:
     """`particles` as a number of draws; raises `InputError` where it is none."""
-    if not isinstance(particles, int) or isinstance(particles, bool) or particles < 1:
-        raise InputError(f"particles={particles!r} must be a whole number, 1 or more")
-    return particles
+    return check_count("particles", particles)

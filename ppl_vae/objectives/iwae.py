@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..weights import LogWeights, Program
 from .base import Objective, Terms, objectives
+from .elbo import expected
 
 __all__ = ["IWAE"]
 
@@ -64,12 +65,5 @@ def log_mean_weights(w: LogWeights, log_w: Tensor) -> Tensor:
 def bound_logs(w: LogWeights, bound: Tensor) -> dict[str, Tensor]:
     """What a bound over weights logs: itself, and the ELBO and its KL on the same draws, by Monte Carlo."""
     with torch.no_grad():
-        q_c = w.log_q_enumerated.exp()
-        sum_c = tuple(range(w.log_w.dim() - 2))
-
-        def mean(value: Tensor) -> Tensor:
-            value = (q_c * value).sum(sum_c) if sum_c else value
-            return value.expand(w.particles, w.size).mean(0)
-
-        elbo, log_likelihood = mean(w.log_w), mean(w.log_likelihood)
+        elbo, log_likelihood = expected(w, w.log_w.detach()), expected(w, w.log_likelihood.detach())
     return {"bound": bound.detach(), "elbo": elbo, "kl": log_likelihood - elbo, "log_likelihood": log_likelihood}

@@ -19,7 +19,7 @@ from torch.distributions import (
 )
 
 from ..core import Guide, LatentModel, LatentSpec
-from ..errors import InputError
+from ..errors import InputError, check_count
 from ..mcmc import State, hmc_step, log_joint, spread
 from ..validation import validation
 from ..weights import Program, log_weights
@@ -90,9 +90,8 @@ class TransportScoreClimbing(Objective):
         target: float = 0.7,
     ) -> None:
         super().__init__(particles)
-        for argument, number in (("steps", steps), ("transitions", transitions)):
-            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise InputError(f"{argument}={number!r} must be a whole number, 1 or more")
+        check_count("steps", steps)
+        check_count("transitions", transitions)
         if not (isinstance(target, float) and 0.0 < target < 1.0):
             raise InputError(f"target={target!r} must lie between 0 and 1; 0.6 to 0.9 are usual")
         self.chains = Chains(model, size, particles, type(self).__name__)

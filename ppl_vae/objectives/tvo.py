@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, check_count
 from ..validation import validation
 from ..weights import Program, log_weights
 from .base import Objective, Terms, objectives
@@ -54,8 +54,7 @@ class TVO(Objective):
         super().__init__(particles)
         if particles < 2:
             raise InputError("particles=1: a single weight is always 1, whatever its draw; give 2 or more")
-        if not isinstance(intervals, int) or isinstance(intervals, bool) or intervals < 1:
-            raise InputError(f"intervals={intervals!r} must be a whole number, 1 or more")
+        check_count("intervals", intervals)
         if not (isinstance(first, int | float) and 0 < first < 1):
             raise InputError(f"first={first!r} must lie between 0 and 1")
         self.intervals, self.first = intervals, float(first)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..core import Guide, LatentModel
+from ..isolation import cuda_in
 from ..objectives import Objective
 from ..svi import CompiledSVI
 from .contracts import ContractError
@@ -54,9 +55,8 @@ def check_compiled(
         if isinstance(field, Tensor) and field.is_floating_point()
     }
     batch = batch._replace(**fields)
-    devices = list({p.device for p in model.parameters() if p.device.type == "cuda"})
     results: list[tuple[Tensor, Tensor, Any]] = []
-    with torch.random.fork_rng(devices=devices), config.patch(fallback_random=True):
+    with torch.random.fork_rng(devices=cuda_in(model)), config.patch(fallback_random=True):
         for compile in ("graph" if backend == "graph" else True, False):
             parts = copy.deepcopy(nn.ModuleList([model, guide, objective])).to(dtype)
             svi = CompiledSVI(parts[0], parts[1], optim, parts[2], {"lr": lr}, compile=compile)  # type: ignore[arg-type]
