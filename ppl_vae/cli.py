@@ -478,10 +478,11 @@ def train(
     Ctrl-C stops with a checkpoint, from which --resume goes on.
     """
     from .display import display, make_console
+    from .evaluate import Evaluation, at_points
     from .evaluate import evaluate as judge
     from .folder import check_folder
     from .recipe import prepare
-    from .report import About, evaluation_table
+    from .report import About, evaluation_table, points_table
 
     _particles("eval_particles", eval_particles)
     asked = _settings(ctx)
@@ -510,11 +511,20 @@ def train(
             )
         posterior = ready.held_out(test, lambda epochs: shows.for_fit("fit to test data", epochs))
         tell = shows.count("evaluate", len(test))
-        numbers = judge(fitted.model, posterior, test, eval_particles, seed=ready.recipe.seed, progress=tell)
+        numbers = (
+            judge(fitted.model, posterior, test, eval_particles, seed=ready.recipe.seed, progress=tell)
+            if getattr(posterior, "density", True)
+            else at_points(fitted.model, posterior, test)
+        )
     best = "" if fitted.best_epoch is None else f", the weights of epoch {fitted.best_epoch}"
     console = make_console()
     heading = f"{title}, {fitted.epochs} epochs in {fitted.seconds:.1f} s{best}"
-    console.print(evaluation_table(numbers, heading, About.of(fitted.model, fitted.objective)))
+    about = About.of(fitted.model, fitted.objective)
+    console.print(
+        evaluation_table(numbers, heading, about)
+        if isinstance(numbers, Evaluation)
+        else points_table(numbers, heading, about)
+    )
     console.print(f"The run is in {folder}", soft_wrap=True)
 
 
@@ -531,8 +541,9 @@ def evaluate(
 ) -> None:
     """log p(x), ELBO, KL, effective sample size and active units of a trained run."""
     from .display import display, make_console
+    from .evaluate import Evaluation, at_points
     from .evaluate import evaluate as judge
-    from .report import About, evaluation_table, refuse_existing, write_results
+    from .report import About, evaluation_table, points_table, refuse_existing, write_results
 
     _particles("particles", particles)
     if out is not None:
@@ -542,8 +553,17 @@ def evaluate(
     with display(True) as shows:
         guide = _guide_for(opened, part, split, shows)
         tell = shows.count("evaluate", len(part))
-        numbers = judge(opened.model, guide, part, particles, seed=seed, progress=tell)
-    make_console().print(evaluation_table(numbers, str(run), About.of(opened.model, opened.objective)))
+        numbers = (
+            judge(opened.model, guide, part, particles, seed=seed, progress=tell)
+            if getattr(guide, "density", True)
+            else at_points(opened.model, guide, part)
+        )
+    about = About.of(opened.model, opened.objective)
+    make_console().print(
+        evaluation_table(numbers, str(run), about)
+        if isinstance(numbers, Evaluation)
+        else points_table(numbers, str(run), about)
+    )
     if out is not None:
         write_results(out, {"run": str(run.resolve()), "seed": seed, **numbers.to_json()}, overwrite)
 

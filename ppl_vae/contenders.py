@@ -12,11 +12,12 @@ from torch import nn
 from .errors import InputError
 from .guides import guides as registry
 from .options import label, parse
+from .weights import no_density
 
 __all__ = ["ALL", "Entry", "GuideLike", "entries", "folder_name", "seeds_of"]
 
 ALL = "all"
-"""Stands for every guide of the registry."""
+"""Stands for every guide of the registry that has a density: what is compared are bounds on log p(x)."""
 
 PLAIN = "mean-field"
 
@@ -49,7 +50,8 @@ def entries(guides: str | Sequence[GuideLike] | Mapping[str, GuideLike]) -> list
     """
     if isinstance(guides, str) and guides == ALL:
         # the plainest first: it is what the others are compared with
-        return [Entry(name, name) for name in sorted(registry, key=lambda name: (name != PLAIN, name))]
+        usable = [name for name in registry if registry.get(name).density]
+        return [Entry(name, name) for name in sorted(usable, key=lambda name: (name != PLAIN, name))]
     if isinstance(guides, str) or not isinstance(guides, Mapping | Sequence) or not guides:
         raise InputError(f"guides={guides!r} must be a list of names; choose from: {', '.join(registry)}, or {ALL!r}")
     if isinstance(guides, Mapping):
@@ -91,7 +93,8 @@ def folder_name(entry_label: str, seed: int, several: bool) -> str:
 def _entry(guide: Any, name: str | None, place: int) -> Entry:
     if isinstance(guide, str):
         found, options = parse("guide", guide)
-        registry.get(found)
+        if not registry.get(found).density:
+            raise no_density(f"guides={found!r}")
         text = label(found, options)
         return Entry(name or text, text)
     registered = next((known for known in registry if registry.get(known) is guide), None)

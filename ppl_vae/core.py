@@ -103,10 +103,12 @@ class Guide(nn.Module, ABC):
 
     Attributes:
         scores_given: whether log q can be computed at a z that the guide has not drawn itself.
+        density: whether q has a density; a point mass has none, and no importance weights.
         sites: the latent sites that it draws, where it was built from a model's declaration; () where nothing is said.
     """
 
     scores_given: bool = True
+    density: bool = True
     sites: tuple[str, ...] = ()
 
     @abstractmethod

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .errors import InputError
-from .evaluate import Estimate, Evaluation
+from .evaluate import AtPoints, Estimate, Evaluation
 from .likelihoods import Likelihood
 from .networks import Condition
 from .objectives import Objective
@@ -34,6 +34,7 @@ __all__ = [
     "is_doubted",
     "one_line",
     "plus_minus",
+    "points_table",
     "refuse_existing",
     "replacing",
     "write_results",
@@ -291,6 +292,31 @@ def evaluation_table(evaluation: Evaluation, title: str, about: About) -> Table:
     table.add_row("parameters", f"{e.parameters['total']:,}", "", "", "")
     caption = _caption(e, about, "± Monte Carlo standard error, and that of the sampling of data")
     table.caption = Text(f"{caption} {_doubt(e.particles)}" if is_doubted(e) else caption)
+    return table
+
+
+def points_table(points: AtPoints, title: str, about: About) -> Table:
+    """The numbers of a pair whose guide is a point mass, a line each."""
+    table = Table(title=Text(title), title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    table.add_column("mean", justify="right", no_wrap=True)
+    table.add_column("± sampling of data", justify="right", no_wrap=True)
+    table.add_column("unit")
+    names = {"log_likelihood": "reconstruction, log p(x | m(x))", "log_prior": "log p(m(x))"}
+    for name, text in names.items():
+        estimate = points.estimates[name]
+        table.add_row(text, f"{estimate.mean:.4f}", _small(estimate.data_se), "nats/datum")
+    units = points.active_units
+    table.add_row("active units", str(units.count), "", f"of {sum(v.numel() for v in units.variances.values())}")
+    said = [f"{points.data}: {len(points.log_likelihood)} data."]
+    if about.likelihood:
+        said.append(f"Likelihood: {about.likelihood}.")
+    if about.objective:
+        said.append(f"Objective: {about.objective}.")
+    said.append(
+        "The guide is a point m(x), which has no density: there is no bound on log p(x), and no estimate of it."
+    )
+    table.caption = Text(" ".join(said))
     return table
 
 

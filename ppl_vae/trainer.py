@@ -313,8 +313,9 @@ class Trainer:
         if self.world > 1:
             # what is decided by a row must be decided alike
             row = self.fabric.broadcast(row)
-        if row.get("val_elbo", -math.inf) > self.best:
-            self.best, self.best_epoch = row["val_elbo"], self.epoch + 1
+        watched = row.get(f"val_{self.loss.objective.watched}", -math.inf)
+        if watched > self.best:
+            self.best, self.best_epoch = watched, self.epoch + 1
             if self.settings.patience is not None:
                 self.best_weights = {k: v.detach().clone() for k, v in self.weights().items()}
         self.epoch += 1

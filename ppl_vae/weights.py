@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
@@ -176,7 +177,13 @@ def log_weights(
 
 
 def check_pair(
-    model: Program, guide: Program, *args: Any, unscaled: bool = False, stop_guide: bool = False, **kwargs: Any
+    model: Program,
+    guide: Program,
+    *args: Any,
+    unscaled: bool = False,
+    stop_guide: bool = False,
+    density: bool = False,
+    **kwargs: Any,
 ) -> None:
     """Run the pair once with every validation on, and raise `InputError` naming the site at which it breaks a rule.
 
@@ -189,6 +196,8 @@ def check_pair(
         stop_guide: also refuse a guide that `log_weights(..., stop_guide=True)` could not run a second time: one that
             takes random numbers besides its draws, as dropout does, cannot score what it drew, or has a parameter that
             is not stopped.
+        density: also refuse a guide with a point mass (`point_masses`), whose log q is no log-density: a weight made of
+            it estimates nothing.
     """
     with untouched(model, guide, args), torch.no_grad(), validation(True):
         # an unusual number of particles: it must not agree by chance with the size of the data or of an event
@@ -199,6 +208,8 @@ def check_pair(
             _check_sites(model_trace, guide_trace)
             if unscaled:
                 _refuse_scales(model_trace, guide_trace)
+            if density and (points := point_masses(guide_trace)):
+                raise no_density(f"guide site {', '.join(map(repr, points))}")
             weights = _score(model_trace, guide_trace, particles)
             if stop_guide:
                 _check_second_run(guide, args, kwargs, particles)
@@ -463,6 +474,35 @@ def sample_sites(trace: Trace) -> list[tuple[str, Any]]:
         and type(site["fn"]).__name__ != "_Subsample"
         and not site["infer"].get("_deterministic")
     ]
+
+
+def point_masses(guide_trace: Trace) -> tuple[str, ...]:
+    """The latent sites that a guide puts at a point: draws of a `Delta` whose log-density is 0, unless the guide draws
+    auxiliary sites beside them that have the density, as Pyro's `AutoContinuous` does. It looks at tensors' values."""
+    sites = {name: site for name, site in sample_sites(guide_trace) if not site["is_observed"]}
+    points = {name for name, site in sites.items() if _is_point(site["fn"])}
+    others = [site for name, site in sites.items() if site["infer"].get("is_auxiliary") and name not in points]
+    with_density = {is_per_datum(site) for site in others}
+    return tuple(
+        name
+        for name, site in sites.items()
+        if name in points and not site["infer"].get("is_auxiliary") and is_per_datum(site) not in with_density
+    )
+
+
+def no_density(what: str) -> InputError:
+    """The error for a point mass where a density is needed."""
+    return InputError(
+        f"{what} is a point mass, which has no density: KL(q ‖ p(z | x)) is infinite, and log p(x, z) - log q(z | x) "
+        "neither a bound nor a weight; train it by ELBO(beta=0), an autoencoder's loss, or by ELBO(), for the "
+        "posterior's mode; evaluate it by at_points, or take a guide with a density, as MeanField"
+    )
+
+
+def _is_point(q: Any) -> bool:
+    while not isinstance(q, Delta) and hasattr(q, "base_dist"):
+        q = q.base_dist
+    return isinstance(q, Delta) and not bool(q.log_density.any())
 
 
 def score_site(site: Any) -> Tensor:

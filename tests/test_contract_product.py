@@ -49,6 +49,8 @@ def make_objective(name: str, model: LatentModel) -> Objective:
 
 def refusal(model_name: str, guide_name: str, objective_name: str) -> str | None:
     """The words with which an objective refuses a guide that it has no use for."""
+    if guide_name == "delta" and objective_name != "elbo":
+        return "is a point mass, which has no density"
     if objective_name == "transport-score-climbing":
         layers = model_name == "hierarchical-vae"
         if layers and guide_name in ("bottom-up", "top-down", "mixture"):

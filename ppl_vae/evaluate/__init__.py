@@ -15,10 +15,12 @@ from .estimates import Estimate
 from .generation import Samples, reconstruct, sample
 from .importance import Bound, LogMarginal, Progress, effective_sample_size, elbo, log_marginal
 from .latents import ActiveUnits, Encoding, KLByDimension, active_units, encode, kl_by_dimension
+from .points import AtPoints, at_points
 from .report import Evaluation, bits_per_dimension, evaluate
 
 __all__ = [
     "ActiveUnits",
+    "AtPoints",
     "Bound",
     "Data",
     "Encoding",
@@ -29,6 +31,7 @@ __all__ = [
     "Progress",
     "Samples",
     "active_units",
+    "at_points",
     "bits_per_dimension",
     "effective_sample_size",
     "elbo",

@@ -100,9 +100,9 @@ class Source:
         """Whether nothing says that the data are continuous."""
         return not isinstance(self.data, DataSet) or self.data.discrete
 
-    def check(self, model: Program, guide: Program) -> None:
+    def check(self, model: Program, guide: Program, density: bool = False) -> None:
         """`check_pair` on a few rows."""
-        check_pair(model, guide, self.batch(0, min(self.size, _CHECKED)), unscaled=True)
+        check_pair(model, guide, self.batch(0, min(self.size, _CHECKED)), unscaled=True, density=density)
 
 
 def _refuse_others(guide: Any, data: DataSet | Batch) -> None:

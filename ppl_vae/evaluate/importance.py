@@ -133,8 +133,8 @@ def log_marginal(
         `LogMarginal`, on the CPU in float64.
 
     Raises:
-        InputError: a pair that breaks a rule, data outside of the support, a latent site shared by all data, a weight
-            that is NaN or infinite.
+        InputError: a pair that breaks a rule, data outside of the support, a latent site shared by all data, a guide
+            that is a point mass, a weight that is NaN or infinite.
     """
     with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
         source = Source(data, model, guide)
@@ -298,7 +298,7 @@ def _scan(
 
     scores = _Scores(model, guide)
     check_particles(particles)
-    source.check(model, guide)
+    source.check(model, guide, density=True)
     size = chunk_for(scores, source, particles, chunk)
     compiled = CompiledFunction(scores, "inductor" if compile else "none", "the evaluation")
     # one tensor a result, made once: small ones that stay, between the large ones of the pieces, would split the heap

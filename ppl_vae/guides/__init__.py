@@ -2,6 +2,7 @@
 
 from .base import Amortized, guides
 from .combined import Combined, datum_part
+from .delta import Delta
 from .flow import Flow
 from .full_rank import FullRank
 from .hierarchical import BottomUp, TopDown
@@ -22,6 +23,7 @@ __all__ = [
     "Amortized",
     "BottomUp",
     "Combined",
+    "Delta",
     "Flow",
     "FullRank",
     "Householder",

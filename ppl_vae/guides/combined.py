@@ -115,6 +115,7 @@ class Combined(Guide):
         self.given = tuple(given)
         self.sites = tuple(model.latents)
         self.scores_given = self.shared.scores_given and local.scores_given
+        self.density = self.shared.density and local.density
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         draws: dict[str, Tensor] = self.shared(batch)

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ..errors import InputError, check_count
 from ..registry import Registry
 from ..validation import validation
-from ..weights import LogWeights, Program, check_pair, log_weights
+from ..weights import LogWeights, Program, check_pair, log_weights, no_density
 
 __all__ = ["Objective", "Terms", "check_particles", "objectives"]
 
@@ -51,6 +51,12 @@ class Objective(PyroELBO, nn.Module):
     stop_guide: bool = False
     """Whether log q is scored under stopped parameters of the guide (`log_weights`)."""
 
+    density: bool = True
+    """Whether q must have a density, which a point mass has not."""
+
+    watched: str = "elbo"
+    """The log of the validation data by which `fit` stops early."""
+
     def __init__(self, particles: int = 1) -> None:
         nn.Module.__init__(self)
         PyroELBO.__init__(self, num_particles=check_particles(particles), max_plate_nesting=1, vectorize_particles=True)
@@ -75,7 +81,7 @@ class Objective(PyroELBO, nn.Module):
         if any(m() is model and g() is guide and flag == mode for m, g, flag in self._checked):
             return False
         self._check_guide(guide)
-        check_pair(model, guide, *args, unscaled=True, stop_guide=self.stop_guide, **kwargs)
+        check_pair(model, guide, *args, unscaled=True, stop_guide=self.stop_guide, density=self.density, **kwargs)
         self._checked = [entry for entry in self._checked if entry[0]() is not None and entry[1]() is not None]
         self._checked.append((weakref.ref(model), weakref.ref(guide), mode))
         return True
@@ -104,6 +110,8 @@ class Objective(PyroELBO, nn.Module):
         raise NotImplementedError("objectives of this package are built on log_weights, not on Pyro's traces")
 
     def _check_guide(self, guide: Program) -> None:
+        if self.density and not getattr(guide, "density", True):
+            raise no_density(type(guide).__name__)
         if self.scores_given and not getattr(guide, "scores_given", True):
             raise InputError(
                 f"{type(self).__name__} scores draws that {type(guide).__name__} did not make, which it cannot do"

@@ -41,6 +41,10 @@ class ELBO(Objective):
     With ``kl="monte-carlo"`` value and gradient equal Pyro's `Trace_ELBO` on equal draws, with "analytic" its
     `TraceMeanField_ELBO`. Enumerated sites (classes c) are summed exactly, Σ_c q(c | x) (f_c - log q(c | x)).
 
+    Of a guide that is a point mass (`Delta`), log q is 0 by Pyro's convention: β = 0 leaves -log p(x | m(x)), an
+    autoencoder's loss, β = 1 -log p(x, m(x)), whose minimum is the posterior's mode. What is logged as "elbo" and "kl"
+    is then log p(x, m(x)) and -log p(m(x)), no bound and no divergence.
+
     Attributes:
         kl_weight: a buffer, 1; a warm-up lowers it for the first epochs, the loss takes β · kl_weight.
 
@@ -53,6 +57,8 @@ class ELBO(Objective):
         Higgins et al., β-VAE, ICLR 2017.
     """
 
+    density = False
+
     kl_weight: Tensor
 
     def __init__(self, beta: float = 1.0, particles: int = 1, kl: KL = "auto", data_size: int | None = None) -> None:
@@ -64,6 +70,8 @@ class ELBO(Objective):
         if data_size is not None and (not isinstance(data_size, int) or isinstance(data_size, bool) or data_size < 1):
             raise InputError(f"data_size={data_size!r} must be a whole number, 1 or more, or None")
         self.beta = float(beta)
+        # a loss without the KL lets it grow: the bound falls while what is asked for gets better
+        self.watched = "elbo" if beta else "log_likelihood"
         self.kl = kl
         self.data_size = data_size
         self.register_buffer("kl_weight", torch.ones(()))

@@ -21,7 +21,7 @@ from ..batch import Batch
 from ..core import Guide, LatentModel, LatentSpec
 from ..objectives import ELBO, Objective
 from ..validation import validation
-from ..weights import check_pair, is_per_datum, log_weights, sample_sites, score_site
+from ..weights import check_pair, is_per_datum, log_weights, point_masses, sample_sites, score_site
 
 __all__ = ["ContractError", "check_guide", "check_model", "check_objective"]
 
@@ -101,7 +101,7 @@ def check_guide(guide: Guide, model: LatentModel, batch: Batch) -> None:
             check_pair(model, guide, batch)
         _check_draws(guide, model, batch)
         _shake(guide)
-        _check_seeds(lambda: _draws(guide, batch, ()), "guide", "draws")
+        _check_seeds(lambda: _draws(guide, batch, ()), "guide", "draws", _is_random(guide, batch))
         with _evaluating(guide), _evaluating(model):
             _check_distribution(guide, model, batch)
             if guide.scores_given:
@@ -163,7 +163,7 @@ def check_objective(
             with _naming("terms"):
                 return {"loss": o.terms(model, guide, batch).loss.detach()}
 
-        _check_seeds(lambda: loss(_copy(objective)), "objective", "loss")
+        _check_seeds(lambda: loss(_copy(objective)), "objective", "loss", _is_random(guide, batch))
         _seed(0)
         _shake(objective)
         parts = {"model": model, "guide": guide, "objective": objective}
@@ -402,7 +402,14 @@ def _check_generation(model: LatentModel, batch: Batch) -> None:
     _check_seeds(generate, "model", "draws")
 
 
-def _check_seeds(draw: Callable[[], Values], what: str, drawn: str) -> None:
+def _is_random(guide: Guide, batch: Batch) -> bool:
+    """Whether some site of the guide is no point mass."""
+    with _naming("running the guide on the batch"), torch.no_grad():
+        trace = poutine.trace(guide).get_trace(batch)
+    return len(point_masses(trace)) < len(sample_sites(trace))
+
+
+def _check_seeds(draw: Callable[[], Values], what: str, drawn: str, random: bool = True) -> None:
     results = []
     for seed in (0, 0, 1):
         _seed(seed)
@@ -414,7 +421,10 @@ def _check_seeds(draw: Callable[[], Values], what: str, drawn: str) -> None:
         f"{what}: {', '.join(different)} differ after equal seeds: all randomness comes from torch's default generator",
     )
     same = all(torch.equal(first[name], other[name]) for name in first)
-    _expect(not same, f"{what}: the {drawn} are the same whatever the seed")
+    _expect(
+        same != random,
+        f"{what}: the {drawn} {'are the same whatever' if random else 'of point masses depend on'} the seed",
+    )
 
 
 def _check_support(model: LatentModel, batch: Batch) -> None:
