@@ -313,9 +313,7 @@ def points_table(points: AtPoints, title: str, about: About) -> Table:
         said.append(f"Likelihood: {about.likelihood}.")
     if about.objective:
         said.append(f"Objective: {about.objective}.")
-    said.append(
-        "The guide is a point m(x), which has no density: there is no bound on log p(x), and no estimate of it."
-    )
+    said.append("The guide is a point m(x), which has no density: it bounds no log p(x), and estimates none.")
     table.caption = Text(" ".join(said))
     return table
 

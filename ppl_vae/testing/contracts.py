@@ -421,10 +421,8 @@ def _check_seeds(draw: Callable[[], Values], what: str, drawn: str, random: bool
         f"{what}: {', '.join(different)} differ after equal seeds: all randomness comes from torch's default generator",
     )
     same = all(torch.equal(first[name], other[name]) for name in first)
-    _expect(
-        same != random,
-        f"{what}: the {drawn} {'are the same whatever' if random else 'of point masses depend on'} the seed",
-    )
+    depends = "are the same whatever" if random else "of point masses depend on"
+    _expect(same != random, f"{what}: the {drawn} {depends} the seed")
 
 
 def _check_support(model: LatentModel, batch: Batch) -> None:
