@@ -43,7 +43,7 @@ class Delta(Amortized):
     .. math:: -\log p(x \mid m(x)) - β \log p(m(x))
 
     With β = 0 this is an autoencoder's reconstruction loss, which knows no p(z); with β = 1 it is -log p(x, m(x)), for
-    a model that is held least at the mode of p(z | x), in the site's own units. Neither is a bound on log p(x): the true
+    a model that is held least at the mode of p(z | x), in the site's own units. Neither bounds log p(x): the true
     KL(q ‖ p(z | x)) is infinite. Objectives of importance weights, log p(x) and k-hat refuse this guide by name;
     `evaluate.at_points` says what can be said.
 
