@@ -50,7 +50,7 @@ class PairConfig:
 
     Args:
         model, guide, likelihood: names, see `ppl-vae list`.
-        network: "mlp", "conv" or "residual", of encoder and decoder.
+        network: "mlp", "conv", "residual" or "partial", of encoder and decoder.
         latent: dimensions of z.
         hidden: widths of the hidden layers from x to the features; the decoder has them backwards.
         guide_options, model_options: further arguments of the guide's and the model's constructors.
@@ -62,7 +62,7 @@ class PairConfig:
     model: str = "vae"
     guide: str = "mean-field"
     likelihood: str = "bernoulli"
-    network: Literal["mlp", "conv", "residual"] = "mlp"
+    network: Literal["mlp", "conv", "residual", "partial"] = "mlp"
     latent: int = 8
     hidden: tuple[int, ...] = (256,)
     guide_options: Mapping[str, Any] = field(default_factory=dict, hash=False)

@@ -132,7 +132,7 @@ LikelihoodName = Annotated[
     str | None,
     typer.Option(help="See `ppl-vae list`. (default: what fits the data)", rich_help_panel=_PARTS, show_default=False),
 ]
-Network = Annotated[str, typer.Option(help="mlp, conv, residual.", rich_help_panel=_PARTS)]
+Network = Annotated[str, typer.Option(help="mlp, conv, residual, partial.", rich_help_panel=_PARTS)]
 Latent = Annotated[int, typer.Option(help="Dimensions of z.", rich_help_panel=_PARTS)]
 Hidden = Annotated[str, typer.Option(help="Widths of the hidden layers.", rich_help_panel=_PARTS)]
 Beta = Annotated[float | None, typer.Option(help="The KL's weight (elbo). (default: 1)", rich_help_panel=_PARTS)]

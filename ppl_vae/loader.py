@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from .batch import Batch
 from .data import DataSet
 from .errors import InputError
-from .masks import refuse_hidden_values
+from .masks import check_masks
 
 __all__ = ["BatchData", "Data", "Loader", "as_data", "fingerprint", "mix"]
 
@@ -104,8 +104,6 @@ def _checked(batch: Batch, argument: str, dtype: torch.dtype | None) -> Batch:
             raise InputError(f"{argument}.{name} is {came}; give a dense tensor of real numbers, a row a datum")
         if len(tensor) != batch.size:
             raise InputError(f"{argument}.{name} has {len(tensor)} rows where there are {batch.size} data")
-        if name in ("visible", "observed") and tensor.dtype != torch.bool:
-            raise InputError(f"{argument}.{name} has dtype {tensor.dtype}; a mask is torch.bool, True where it is so")
         if name in ("y", "rows"):
             if tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.dim() != 1:
                 raise InputError(
@@ -121,7 +119,7 @@ def _checked(batch: Batch, argument: str, dtype: torch.dtype | None) -> Batch:
             )
         if name in ("x", "context") and dtype is not None:
             fields[name] = tensor.to(dtype)
-    refuse_hidden_values(batch, argument)
+    check_masks(batch, argument)
     return Batch(**{name: t.detach() for name, t in fields.items()})
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
@@ -29,6 +31,8 @@ __all__ = [
     "FullRankNormal",
     "Head",
     "LowRankNormal",
+    "PartialConv2d",
+    "PartialConvEncoder",
     "decoder",
     "encoder",
     "families",
@@ -39,11 +43,12 @@ __all__ = [
     "soft_bound",
 ]
 
-Kind = Literal["mlp", "conv", "residual"]
+Kind = Literal["mlp", "conv", "residual", "partial"]
 kinds: dict[str, str] = {
     "mlp": "Multilayer perceptron, for any data.",
     "conv": "Strided convolutions and their transposes, for images.",
     "residual": "Residual blocks: convolutional for images, dense for tables.",
+    "partial": "Convolutions of the visible pixels alone, renormalized, for images with masks; decoder as conv.",
 }
 
 LOG_SCALE_BOUND = 7.0
@@ -219,6 +224,116 @@ class ConvEncoder(Body):
 
     def body(self, x: Tensor) -> Tensor:
         return flatten_left(self.net, x, 3)
+
+
+class PartialConv2d(nn.Module):
+    r"""A convolution of what is observed, renormalized by how much that is, and the mask of its outputs.
+
+    In a window with values X and mask M,
+
+    .. math::
+        x' = W^\top (X \odot M) \, \frac{\mathrm{sum}(1)}{\mathrm{sum}(M)} + b, \quad m' = 1
+        \qquad \text{if } \mathrm{sum}(M) > 0; \qquad x' = 0, \quad m' = 0 \quad \text{otherwise},
+
+    with the sums over the window's pixels and channels. Holes thus close from layer to layer. The factor sum(1) keeps
+    the outputs' scale: without holes this is an ordinary convolution.
+
+    Args:
+        inputs, outputs: channels.
+        kernel: side of the window.
+        stride, padding: as in `torch.nn.Conv2d`; padded values are 0.
+        padding_observed: True counts the padding as observed: where all is observed the outputs are those of an
+            ordinary convolution at any padding. False is the paper's rule, by which the border is a hole: outputs there
+            are scaled up, and agree with an ordinary convolution's where there is no padding.
+
+    Parameters are those of an `nn.Conv2d`, "weight" and "bias".
+
+    Reference: Liu et al., Image inpainting for irregular holes using partial convolutions, ECCV 2018
+    (https://arxiv.org/abs/1804.07723).
+    """
+
+    ones: Tensor
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int = 0,
+        padding_observed: bool = True,
+    ) -> None:
+        super().__init__()
+        plain = nn.Conv2d(inputs, outputs, kernel, stride, padding)
+        assert plain.bias is not None
+        self.weight, self.bias = plain.weight, plain.bias
+        self.inputs, self.kernel, self.stride, self.padding = inputs, kernel, stride, padding
+        self.padding_observed = padding_observed
+        self.register_buffer("ones", torch.ones(1, 1, kernel, kernel), persistent=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs and their mask.
+
+        Args:
+            x: (N, inputs, H, W).
+            mask: (N, inputs, H, W), or (N, 1, H, W) for all channels, 1 (or True) where x is observed.
+
+        Returns:
+            (N, outputs, H', W') and the mask (N, 1, H', W'), 0 and 1.
+        """
+        mask = mask.to(x.dtype)
+        # observed values in each window, (N, 1, H', W')
+        seen = mask.sum(1, keepdim=True) if mask.shape[1] > 1 else mask * self.inputs
+        if self.padding_observed and self.padding:
+            seen = F.conv2d(F.pad(seen, [self.padding] * 4, value=float(self.inputs)), self.ones, stride=self.stride)
+        else:
+            seen = F.conv2d(seen, self.ones, stride=self.stride, padding=self.padding)
+        seen = seen.to(x.dtype)
+        updated = (seen > 0).to(x.dtype)
+        ratio = updated * (self.inputs * self.kernel**2) / seen.clamp_min(1.0)
+        out = F.conv2d(x * mask, self.weight, None, self.stride, self.padding)
+        return out * ratio + self.bias.view(-1, 1, 1) * updated, updated
+
+
+class PartialConvEncoder(Body):
+    """Partial convolutions of stride 2, each doubling the channels: (\\*S, N, 2 C, H, W) -> (\\*S, N, features).
+
+    The first C channels are x, the others its mask, as `BodyEncoder(mask=True)` joins them. Sizes are those of
+    `ConvEncoder`, and so are the numbers where all is visible and the weights are the same.
+
+    Args:
+        shape: (C, H, W), of x alone.
+        channels, features, layers: see `ConvEncoder`.
+        padding_observed: see `PartialConv2d`.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: int,
+        features: int,
+        layers: int | None = None,
+        activation: type[nn.Module] = nn.SiLU,
+        padding_observed: bool = True,
+    ) -> None:
+        super().__init__()
+        layers = _default_layers(shape) if layers is None else layers
+        widths = [shape[0], *(channels * 2**i for i in range(layers))]
+        self.convolutions = nn.ModuleList(
+            PartialConv2d(before, after, 3, 2, 1, padding_observed) for before, after in pairwise(widths)
+        )
+        self.activation = activation()
+        self.dense = nn.Linear(widths[-1] * math.prod(_sizes(shape, layers)[-1]), features)
+        _channels_last(self.convolutions)
+
+    def body(self, x: Tensor) -> Tensor:
+        left = x.shape[:-3]
+        pictures, mask = x.reshape(-1, *x.shape[-3:]).chunk(2, dim=1)
+        for convolution in self.convolutions:
+            pictures, mask = convolution(pictures, mask)
+            pictures = self.activation(pictures)
+        out: Tensor = self.activation(self.dense(pictures.flatten(1)))
+        return out.reshape(*left, -1)
 
 
 class Decoder(nn.Module):
@@ -425,7 +540,7 @@ def encoder(
     """An encoder sized from the data's shape.
 
     Args:
-        kind: "mlp", "conv" (images alone), or "residual".
+        kind: "mlp", "conv" (images alone), "residual", or "partial" (images alone; takes the mask in any case).
         shape: D.
         hidden: widths of the dense layers, the last of them the features'. For convolutions the last is the
             features' width, and the first layer has an eighth of it as channels, at least 8.
@@ -437,7 +552,10 @@ def encoder(
     image = _check(kind, shape, hidden)
     inputs = math.prod(shape) * (2 if mask else 1) + latents + (condition.width if condition is not None else 0)
     body: nn.Module
-    if image:
+    if kind == "partial":
+        mask = True
+        body = PartialConvEncoder(shape, _channels(hidden), hidden[-1], None, activation)
+    elif image:
         shape_in = (shape[0] * (2 if mask else 1), *shape[1:])
         body = ConvEncoder(shape_in, _channels(hidden), hidden[-1], None, activation, residual=kind == "residual")
     else:
@@ -456,7 +574,7 @@ def decoder(
     """A decoder sized from the data's shape: latents (\\*S, N, inputs) -> (\\*S, N, outputs, \\*shape).
 
     Args:
-        kind: as for `encoder`.
+        kind: as for `encoder`; "partial" is "conv".
         inputs: width of the latents and of what they are joined with.
         shape: D.
         outputs: parameters per element, `Likelihood.parameters_per_element`.
@@ -479,11 +597,11 @@ def _check(kind: str, shape: Sequence[int], hidden: Sequence[int]) -> bool:
     """Whether the body takes images."""
     if kind not in kinds:
         raise choose("network", kind, kinds)
-    if kind == "conv" and len(shape) != 3:
-        raise InputError(f"network='conv' needs images (C, H, W); these data have shape {tuple(shape)}: use 'mlp'")
+    if kind in ("conv", "partial") and len(shape) != 3:
+        raise InputError(f"network={kind!r} needs images (C, H, W); these data have shape {tuple(shape)}: use 'mlp'")
     if not hidden or any(width < 1 for width in hidden):
         raise InputError(f"hidden={tuple(hidden)} needs one layer or more, each of width 1 or more")
-    return kind == "conv" or (kind == "residual" and len(shape) == 3)
+    return kind in ("conv", "partial") or (kind == "residual" and len(shape) == 3)
 
 
 class Head(Conditional):

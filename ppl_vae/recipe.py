@@ -75,7 +75,7 @@ class Recipe:
     objective: str = "elbo"
     likelihood: str | None = None
     binarize: Binarize | None = None
-    network: Literal["mlp", "conv", "residual"] = "mlp"
+    network: Literal["mlp", "conv", "residual", "partial"] = "mlp"
     latent: int = 8
     hidden: tuple[int, ...] = (256, 256)
     epochs: int | None = None

@@ -31,10 +31,10 @@ def counts() -> DataSet:
 
 
 @pytest.mark.parametrize("likelihood", sorted(likelihoods))
-@pytest.mark.parametrize("network", ["mlp", "conv", "residual"])
+@pytest.mark.parametrize("network", ["mlp", "conv", "residual", "partial"])
 def test_every_likelihood_with_every_network(likelihood: str, network: Any) -> None:
     data = counts() if likelihoods.get(likelihood).units == "counts" else images(likelihood)
-    if data.x.dim() == 2 and network == "conv":
+    if data.x.dim() == 2 and network in ("conv", "partial"):
         network = "mlp"  # a table is no image
     every = (likelihood, network) == ("bernoulli", "mlp")
     for model_name, guide_name in itertools.product(models, guides if every else ("mean-field", "full-rank")):
@@ -61,7 +61,7 @@ def test_every_likelihood_with_every_network(likelihood: str, network: Any) -> N
 
 def test_colour_images_and_several_layers() -> None:
     data = images("discretized-logistic", channels=3)
-    for network, hidden in (("mlp", (16, 8)), ("conv", (16,)), ("residual", (16, 16))):
+    for network, hidden in (("mlp", (16, 8)), ("conv", (16,)), ("partial", (16,)), ("residual", (16, 16))):
         model, guide = build(PairConfig(likelihood="discretized-logistic", network=network, hidden=hidden), data)  # type: ignore[arg-type]
         assert bool(ELBO().terms(model, guide, data.batch()).loss.isfinite().all())
 
@@ -81,7 +81,7 @@ def test_averages_of_many_data_are_taken_of_some(monkeypatch: pytest.MonkeyPatch
         ({"model": "vea"}, "model='vea' is not known; did you mean 'vae'"),
         ({"guide": "fullrank"}, "guide='fullrank' is not known; did you mean 'full-rank'"),
         ({"likelihood": "gausian"}, "likelihood='gausian' is not known; did you mean 'gaussian'"),
-        ({"network": "cnn"}, "network='cnn' is not known; .*conv, mlp, residual"),
+        ({"network": "cnn"}, "network='cnn' is not known; .*conv, mlp, partial, residual"),
         ({"latent": 0}, "latent=0 must be a whole number, 1 or more"),
         ({"latent": 2.0}, "latent=2.0"),
         ({"latent": True}, "latent=True"),

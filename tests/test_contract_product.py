@@ -150,7 +150,7 @@ def test_every_likelihood_traces(name: str) -> None:
     check_compiled(model, guide, objectives.ELBO(), batch(), steps=5)
 
 
-@pytest.mark.parametrize("kind", ["conv", "residual"])
+@pytest.mark.parametrize("kind", ["conv", "residual", "partial"])
 def test_every_network_traces(kind: networks.Kind) -> None:
     torch.manual_seed(0)
     likelihood = likelihoods.Bernoulli((1, 9, 7))

@@ -23,7 +23,7 @@ from ppl_vae.networks import (
     soft_bound,
 )
 
-KINDS = ("mlp", "conv", "residual")
+KINDS = ("mlp", "conv", "residual", "partial")
 SHAPES = [(1, 8, 8), (3, 32, 32), (1, 28, 28), (2, 5, 7), (1, 1, 1), (3, 2, 9), (1, 17, 3)]
 
 

@@ -14,7 +14,7 @@ from ..data import DataSet
 from ..errors import InputError
 from ..isolation import cuda_in, device_of, evaluation, tensors_in
 from ..likelihoods import Likelihood
-from ..masks import refuse_hidden_values
+from ..masks import check_masks
 from ..networks import Condition
 from ..weights import Program, check_pair
 
@@ -92,7 +92,7 @@ class Source:
         elif x.is_floating_point() and not bool(x.isfinite().all()):
             place = (~x.isfinite()).nonzero()[0].tolist()
             raise InputError(f"x{[place[0] + start, *place[1:]]} is {x[tuple(place)].item()}; x must be finite")
-        refuse_hidden_values(batch, "data")
+        check_masks(batch, "data")
         return batch if self.device is None else batch.to(self.device)
 
     @property
