@@ -410,7 +410,8 @@ def _check_values(model: nn.Module, data: Data, argument: str) -> None:
     # a binarized data set is 0 and 1 by construction: its shape alone is looked at
     size = 1 if isinstance(data, DataSet) and data.binary else len(data)
     for rows in torch.arange(size).split(_CHUNK):
-        x = data.take(rows).fixed().batch().x
+        part = data.take(rows)
+        x = (part.unmasked() if isinstance(part, DataSet) else part).fixed().batch().x
         if x is not None:
             # what is not observed is 0 by contract, and 0 lies in every support
             likelihood.check(x, argument)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["as_context", "as_data", "as_labels", "as_levels", "place", "refuse_non_finite"]
+__all__ = ["as_context", "as_data", "as_labels", "as_levels", "place", "refuse_non_finite", "without_hidden"]
 
 MAX_LEVELS = 256
 
@@ -110,6 +110,27 @@ def as_context(value: Any, *, where: str) -> Tensor:
     return tensor.to(torch.float32)
 
 
+def without_hidden(x: Any, observed: Any, *, where: str) -> tuple[Any, Any]:
+    """x with 0 where it is not observed, and the mask, both tensors or both arrays, so that `as_data` puts their axes
+    in the same order.
+
+    Raises:
+        InputError: a mask that is not bool, or of another shape than x.
+    """
+    seen: Any
+    if isinstance(x, Tensor):
+        seen = torch.as_tensor(observed, device=x.device)
+    else:
+        x, seen = np.asarray(x), np.asarray(observed.cpu() if isinstance(observed, Tensor) else observed)
+    if seen.dtype not in (torch.bool, np.dtype(bool)) or tuple(seen.shape) != tuple(x.shape):
+        raise InputError(
+            f"observed of {where} is {seen.dtype} {tuple(seen.shape)} where x has shape {tuple(x.shape)}; give bool of "
+            "the same shape, False where a value is missing"
+        )
+    zeroed = torch.where(seen, x, x.new_zeros(())) if isinstance(x, Tensor) else np.where(seen, x, x.dtype.type(0))
+    return zeroed, seen
+
+
 def refuse_non_finite(tensor: Tensor, where: str, columns: Sequence[str] = ()) -> None:
     """Raise `InputError` naming the first NaN or infinity of a floating-point tensor."""
     # one pass without a mask in memory: a sum of finite float32 in float64 cannot overflow
@@ -119,7 +140,8 @@ def refuse_non_finite(tensor: Tensor, where: str, columns: Sequence[str] = ()) -
     index = [int(i) for i in bad.nonzero()[0]]
     raise InputError(
         f"{where}: {place(index, columns)} is {float(tensor[tuple(index)]):g} (the first of {int(bad.sum())} such "
-        "values); remove these data or fill them in, with finite numbers below 3.4e38 (float32)"
+        "values); remove these data, fill them in with finite numbers below 3.4e38 (float32), or say by `observed` "
+        "that they are missing"
     )
 
 

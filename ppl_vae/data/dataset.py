@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..errors import InputError, choose
-from .arrays import as_context, as_data, as_labels, as_levels, place, refuse_non_finite
+from ..masks import RandomMask, check_mask, random_mask
+from .arrays import as_context, as_data, as_labels, as_levels, place, refuse_non_finite, without_hidden
 
 __all__ = ["Binarize", "DataSet", "DataSplits", "Units", "from_arrays", "split"]
 
@@ -26,6 +27,7 @@ FIXED_SEED = 777
 
 _FEW_CLASSES = 1000
 _CHUNK = 4096
+_MASKS_CHUNK = 1024
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,6 +42,9 @@ class DataSet:
     - `units`, of data that are not binarized: "unit", level / (levels - 1), or floats that lie in [0, 1] as they are;
       "levels", 0 to levels - 1; "raw", continuous data as they are.
 
+    Two masks say what is left of x: `observed`, what is known of each datum at all, and `visible`, what an encoder is
+    shown of it, where `masks` hides more. A likelihood scores what is observed, behind the mask too.
+
     Args:
         name: what it is called, in every description.
         x: (N, \\*D), uint8 levels or float32.
@@ -51,10 +56,15 @@ class DataSet:
         split: which part of the data this is.
         binarize_seed: the seed with which x was binarized, where `binarize` is "fixed".
         columns: the names of a table's columns.
+        observed: (N, \\*D) bool, False where a value is missing, and x is 0; None: nothing is missing.
+        masks: which `visible` a batch has, by name, see `ppl_vae.masks`: drawn anew for every batch, and by `fixed`
+            once for all; None: all that is observed is visible.
+        visible: (N, \\*D) bool, the masks drawn by `fixed`.
 
     Raises:
         InputError: NaN or infinity, with the first row and column; values outside of the units or levels; labels
-            out of range; shapes or dtypes that do not fit; options that do not go together.
+            out of range; shapes or dtypes that do not fit; options that do not go together; a datum of which nothing
+            is observed, or a value where nothing is.
 
     Example:
         >>> data = DataSet.from_arrays(torch.rand(10, 8, 8), y=torch.arange(10) % 2, name="noise")
@@ -75,6 +85,10 @@ class DataSet:
     split: str = "all"
     binarize_seed: int | None = None
     columns: tuple[str, ...] = ()
+    observed: Tensor | None = None
+    masks: str | None = None
+    visible: Tensor | None = None
+    _mask: RandomMask | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.binarize not in get_args(Binarize):
@@ -86,6 +100,7 @@ class DataSet:
         self._check_values()
         if self.y is not None:
             self._check_labels(self.y)
+        self._check_masks()
 
     @classmethod
     def from_arrays(
@@ -101,6 +116,7 @@ class DataSet:
         units: Units | None = None,
         split: str = "all",
         columns: Sequence[str] = (),
+        observed: Any = None,
     ) -> DataSet:
         """A data set from tensors, arrays or lists, which are converted and checked.
 
@@ -114,12 +130,16 @@ class DataSet:
             context: (N, C) numbers.
             levels: L, where x is 0 to L - 1.
             units: None stands for "unit" (images, and all data with levels) or "raw" (tables).
+            observed: bool, of the shape in which x is given: False where a value is missing, whatever x is there.
             name, class_names, binarize, split, columns: as in `DataSet`.
 
         Raises:
             InputError: as `DataSet`; also fewer than two data.
         """
         part = "" if split == "all" else f" ({split})"
+        seen = None
+        if observed is not None:
+            x, seen = without_hidden(x, observed, where=f"{name!r}{part}")
         tensor, levels = as_data(x, where=f"x of {name!r}{part}", levels=levels)
         if len(tensor) < 2:
             raise InputError(f"x of {name!r}{part} holds {_count(len(tensor))}; at least two are needed")
@@ -137,6 +157,7 @@ class DataSet:
             units=units,
             split=split,
             columns=tuple(str(c) for c in columns),
+            observed=None if seen is None else as_data(seen, where=f"observed of {name!r}{part}")[0].bool(),
         )
         return plain if binarize == "none" else plain.with_options(binarize=binarize)
 
@@ -163,7 +184,13 @@ class DataSet:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return sum(t.numel() * t.element_size() for t in (self.x, self.y, self.context) if t is not None)
+        tensors = (self.x, self.y, self.context, self.observed, self.visible)
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+    @property
+    def missing(self) -> float:
+        """The share of the values that are missing."""
+        return 0.0 if self.observed is None else 1.0 - float(self.observed.double().mean())
 
     @property
     def device(self) -> torch.device:
@@ -173,7 +200,7 @@ class DataSet:
     def description(self) -> str:
         """The data, the part and the binarization, to be put beside every number: "digits test, fixed binarization
         (seed 777)"."""
-        return f"{self.name} {self.split}, {self._values()}"
+        return f"{self.name} {self.split}, {self._values()}{self._masked()}"
 
     def __len__(self) -> int:
         return len(self.x)
@@ -185,7 +212,7 @@ class DataSet:
     def batch(self, rows: Tensor | Sequence[int] | None = None) -> Batch:
         """The data at `rows` (None: all), as float32 in the units that the options say.
 
-        Dynamic binarization draws from the default generator of the device on which the data lie.
+        Dynamic binarization and masks draw from the default generator of the device on which the data lie.
 
         Args:
             rows: (B,) row numbers from 0 to N - 1.
@@ -193,27 +220,43 @@ class DataSet:
         device = self.x.device
         if rows is None:
             rows = torch.arange(len(self), device=device)
-            x, y, context = self.x, self.y, self.context
+            x, y, context, observed, visible = self.x, self.y, self.context, self.observed, self.visible
         else:
             rows = torch.as_tensor(rows, dtype=torch.int64, device=device)
             # ten times faster than x[rows] for a small batch
             x = self.x.index_select(0, rows)
             y = None if self.y is None else self.y.index_select(0, rows)
             context = None if self.context is None else self.context.index_select(0, rows)
-        return Batch(x=self._convert(x), y=y, context=context, rows=rows)
+            observed = None if self.observed is None else self.observed.index_select(0, rows)
+            visible = None if self.visible is None else self.visible.index_select(0, rows)
+        converted = self._convert(x)
+        if visible is None:
+            visible = self._hide(len(x), observed, device, None)
+        return Batch(x=converted, y=y, context=context, visible=visible, observed=observed, rows=rows)
 
     def fixed(self, seed: int = FIXED_SEED) -> DataSet:
-        """The same data with nothing left to chance: dynamic binarization is drawn now, once for all.
+        """The same data with nothing left to chance: dynamic binarization and masks are drawn now, once for all.
 
         The draw depends on `seed` and the data alone: it is the same on every device and leaves torch's and NumPy's
-        own generators as they were. A data set that is not binarized dynamically is returned as it is.
+        own generators as they were. A data set without either is returned as it is.
         """
-        return self._drawn(seed) if self.binarize == "dynamic" else self
+        drawn = self._drawn(seed) if self.binarize == "dynamic" else self
+        return drawn._behind_masks(seed) if drawn.masks is not None and drawn.visible is None else drawn
+
+    def unmasked(self) -> DataSet:
+        """The same data without random masks: all that is observed is visible."""
+        return self if self.masks is None else dataclasses.replace(self, masks=None, visible=None)
 
     def with_options(
-        self, *, binarize: Binarize | None = None, units: Units | None = None, seed: int = FIXED_SEED
+        self,
+        *,
+        binarize: Binarize | None = None,
+        units: Units | None = None,
+        masks: str | None = None,
+        seed: int = FIXED_SEED,
     ) -> DataSet:
-        """The same data under other options; "fixed" draws the binarization with `seed`.
+        """The same data under other options; "fixed" draws the binarization with `seed`. `masks` takes the place of
+        those that there are.
 
         Raises:
             InputError: options that do not go together, as `DataSet`; grey levels wanted back after "fixed".
@@ -222,6 +265,9 @@ class DataSet:
             raise choose("binarize", binarize, get_args(Binarize))
         wanted: Binarize = self.binarize if binarize is None else binarize
         scale: Units = self.units if units is None else units
+        if masks is not None:
+            hidden = dataclasses.replace(self, masks=masks, visible=None)
+            return hidden.with_options(binarize=binarize, units=units, seed=seed)
         if self.binarize == "fixed" and wanted != "fixed":
             raise InputError(
                 f"binarize={wanted!r} needs the values before binarization, and {self.description!r} has 0 and 1 "
@@ -258,9 +304,31 @@ class DataSet:
         return other
 
     def _with_tensors(self, change: Any) -> DataSet:
-        y = None if self.y is None else change(self.y)
-        context = None if self.context is None else change(self.context)
-        return dataclasses.replace(self, x=change(self.x), y=y, context=context)
+        names = ("x", "y", "context", "observed", "visible")
+        return dataclasses.replace(self, **{k: change(t) for k in names if (t := getattr(self, k)) is not None})
+
+    def _hide(
+        self, size: int, observed: Tensor | None, device: torch.device, generator: torch.Generator | None
+    ) -> Tensor | None:
+        """What is visible of so many data."""
+        if self._mask is None:
+            return observed
+        seen = self._mask.draw(size, self.shape, device=device, generator=generator)
+        if observed is None:
+            return seen
+        both = seen & observed
+        # a mask that leaves nothing of what there is hides nothing
+        some = both.flatten(1).any(1).view(-1, *(1,) * len(self.shape))
+        return torch.where(some, both, observed)
+
+    def _behind_masks(self, seed: int) -> DataSet:
+        generator = torch.Generator().manual_seed(seed)
+        parts = []
+        for start in range(0, len(self), _MASKS_CHUNK):
+            observed = None if self.observed is None else self.observed[start : start + _MASKS_CHUNK].cpu()
+            size = min(_MASKS_CHUNK, len(self) - start)
+            parts.append(self._hide(size, observed, torch.device("cpu"), generator))
+        return dataclasses.replace(self, visible=torch.cat(parts).to(self.x.device))  # type: ignore[arg-type]
 
     def _top(self) -> int:
         """The value that stands for 1 in unit units."""
@@ -307,6 +375,10 @@ class DataSet:
         if self.levels is not None:
             return f"{self.levels} levels " + ("in [0, 1]" if self.units == "unit" else f"0 to {self.levels - 1}")
         return "continuous" + (" in [0, 1]" if self.units == "unit" else "")
+
+    def _masked(self) -> str:
+        missing = "" if self.observed is None else f", {100 * self.missing:.3g}% missing"
+        return missing + ("" if self.masks is None else f", behind masks ({self.masks})")
 
     def _where(self, argument: str) -> str:
         return f"{argument} of {self.name!r}" + ("" if self.split == "all" else f" ({self.split})")
@@ -390,6 +462,24 @@ class DataSet:
                     f"{where} runs from {low:g} to {high:g}, first out of [0, 1] at {place(index, self.columns)}; "
                     "scale it to [0, 1], give whole numbers with levels (uint8 images have 256), or use units='raw'"
                 )
+
+    def _check_masks(self) -> None:
+        mask: RandomMask | None = None if self.masks is None else random_mask(self.masks)
+        if mask is not None:
+            mask.check(self.shape)
+        object.__setattr__(self, "_mask", mask)  # it is frozen
+        for name, tensor in (("observed", self.observed), ("visible", self.visible)):
+            if tensor is not None:
+                check_mask(tensor, self.x.shape, self._where(name))
+        if self.observed is None:
+            return
+        hidden = (self.x != 0) & ~self.observed
+        if bool(hidden.any()):
+            index = [int(i) for i in hidden.nonzero()[0]]
+            raise InputError(
+                f"{self._where('x')}: {place(index, self.columns)} is {self.x[tuple(index)].item():g} where observed "
+                "is False; put 0 there (DataSet.from_arrays does)"
+            )
 
     def _check_labels(self, y: Tensor) -> None:
         low, high = int(y.min()), int(y.max())

@@ -24,6 +24,7 @@ def load(
     *,
     binarize: Binarize = "none",
     units: Units | None = None,
+    masks: str | None = None,
     data_dir: str | os.PathLike[str] = "data",
     download: bool = True,
     test_fraction: float | None = None,
@@ -36,13 +37,16 @@ def load(
 
     The test part never changes from one evaluation to the next: with ``binarize="dynamic"`` the training part is
     drawn anew for every batch, and the test part once, with seed 777. ``"fixed"`` draws both once, the training part
-    with seed 778; ``"threshold"`` sets values above one half to 1.
+    with seed 778; ``"threshold"`` sets values above one half to 1. Masks hide a part of each datum from the encoder: of
+    the training part another one in every batch, of the test part always the same, drawn with seed 777.
 
     Args:
         data: a name in `data_sets`, or the path of an .npz file (`read_npz`), a .csv file (`read_csv`) or a folder
             of images (`read_folder`). A name wins over a path; write "./digits" for a folder of that name.
         binarize: what is done with images, or with data of known levels; tables of numbers cannot be binarized.
         units: of what is not binarized; None: "unit" for images and levels, "raw" for tables.
+        masks: what is hidden from an encoder, by name: pixels, rectangles, halves, strokes, with options as in
+            "rectangles:share=0.5", see `ppl_vae.masks`; None: nothing.
         data_dir: the folder where torchvision's sets are, or are downloaded to.
         download: whether what is missing there may be downloaded.
         test_fraction: of a person's own data, held out in the same proportion of every class; None: 0.2.
@@ -62,8 +66,10 @@ def load(
         raise choose("units", units, get_args(Units))
     train, test = _read(data, Path(data_dir).expanduser(), download, units, test_fraction, seed)
     return DataSplits(
-        train.with_options(binarize=binarize, units=units, seed=TRAIN_SEED),
-        test.with_options(binarize="fixed" if binarize == "dynamic" else binarize, units=units, seed=FIXED_SEED),
+        train.with_options(binarize=binarize, units=units, masks=masks, seed=TRAIN_SEED),
+        test.with_options(
+            binarize="fixed" if binarize == "dynamic" else binarize, units=units, masks=masks, seed=FIXED_SEED
+        ).fixed(),
     )
 
 

@@ -18,9 +18,11 @@ from .dataset import DataSet, Units
 
 __all__ = ["read_csv", "read_npz"]
 
-_ARRAYS = ("x", "y", "context")
+_ARRAYS = ("x", "y", "context", "observed")
 _OPTIONS = ("levels", "class_names", "columns")
 _LABELS = ("label", "y")
+_MISSING = ("", "nan", "na")
+"""Cells of a table without a value, in lower case."""
 
 
 def read_npz(path: Path, *, units: Units | None = None) -> tuple[DataSet, DataSet | None]:
@@ -30,13 +32,15 @@ def read_npz(path: Path, *, units: Units | None = None) -> tuple[DataSet, DataSe
     x                           data, as `DataSet.from_arrays` takes them: images (N, H, W), (N, C, H, W) or
                                 (N, H, W, C), or a table (N, D)
     y, context                  optional: class numbers (N,), -1 where missing; conditions (N, C)
+    observed                    optional: bool of the shape of x, False where a value is missing; NaN in x is missing
+                                in any case
     x_test, y_test,             optional: the test part, with y_test and context_test where the train part
-    context_test                has them
+    context_test, observed_test has them
     levels                      optional, a whole number L: x is 0 to L - 1
     class_names, columns        optional, strings: of the classes; of a table's columns
     ==========================  ==========================================================================
 
-    x_train, y_train and context_train are other names of x, y and context.
+    x_train, y_train, context_train and observed_train are other names of x, y, context and observed.
 
     Args:
         units: as in `DataSet.from_arrays`.
@@ -72,15 +76,24 @@ def read_npz(path: Path, *, units: Units | None = None) -> tuple[DataSet, DataSe
     for name in ("y", "context"):
         if (f"{name}_test" in arrays) != (tested and name in arrays):
             raise InputError(
-                f"{str(path)!r} holds {sorted(arrays.keys() & set(known[:6]))}; give x_test, and with it a test array "
+                f"{str(path)!r} holds {sorted(arrays.keys() - set(_OPTIONS))}; give x_test, and with it a test array "
                 "for each of y and context that is there, or none of them"
             )
+    if "observed_test" in arrays and not tested:
+        raise InputError(f"{str(path)!r} holds 'observed_test' without 'x_test'; give both")
     if "y" in arrays and "class_names" not in options:
         options["class_names"] = _numbered(arrays["y"], arrays.get("y_test"))
 
     def part(suffix: str, name: str) -> DataSet:
-        x, y, context = (arrays.get(f"{array}{suffix}") for array in _ARRAYS)
-        return DataSet.from_arrays(x, y, context=context, name=path.name, units=units, split=name, **options)
+        x, y, context, observed = (arrays.get(f"{array}{suffix}") for array in _ARRAYS)
+        if x is not None and x.dtype.kind == "f" and bool(np.isnan(x).any()):
+            there = ~np.isnan(x)
+            if observed is not None and observed.shape == there.shape and observed.dtype == there.dtype:
+                there &= observed
+            observed = there
+        return DataSet.from_arrays(
+            x, y, context=context, observed=observed, name=path.name, units=units, split=name, **options
+        )
 
     if not tested:
         return part("", "all"), None
@@ -102,11 +115,11 @@ def read_csv(path: Path) -> DataSet:
     """A table of numbers with a header: comma-separated, in UTF-8.
 
     A column named "label" or "y" holds the labels: class numbers, or names, which are numbered in alphabetical
-    order; an empty cell is a missing label.
+    order; an empty cell is a missing label. Elsewhere an empty cell, NA or NaN is a missing value.
 
     Raises:
-        InputError: no header; a cell that is no finite number, with its line and column; a line of another length;
-            two columns of labels, or of one name.
+        InputError: no header; a cell that is neither a finite number nor missing, with its line and column; a line of
+            which all is missing, or of another length; two columns of labels, or of one name.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -136,7 +149,7 @@ def _parse_csv(path: Path, lines: Any) -> DataSet:
     if not columns:
         raise InputError(f"{where} has labels and no other column; give at least one column of numbers")
 
-    values, texts, text_lines = array("d"), list[str](), list[int]()
+    values, there, texts, text_lines = array("d"), array("b"), list[str](), list[int]()
     for cells in lines:
         if not cells:
             continue
@@ -149,18 +162,30 @@ def _parse_csv(path: Path, lines: Any) -> DataSet:
                 texts.append(cell.strip())
                 text_lines.append(lines.line_num)
                 continue
-            number = _number(cell)
+            missing = cell.strip().lower() in _MISSING
+            number = 0.0 if missing else _number(cell)
             if number is None or not math.isfinite(number):
                 raise InputError(
-                    f"{where}, line {lines.line_num}, column {header[i]!r}: {cell!r} is no finite number; fill it in "
-                    "or remove the line"
+                    f"{where}, line {lines.line_num}, column {header[i]!r}: {cell!r} is no finite number; fill it in, "
+                    "leave it empty for a missing value, or remove the line"
                 )
             values.append(number)
+            there.append(not missing)
+        if not any(there[-len(columns) :]):
+            raise InputError(f"{where}, line {lines.line_num} has no value; remove the line")
     x = np.frombuffer(values, dtype=np.float64).reshape(-1, len(columns))
+    observed = np.frombuffer(there, dtype=np.int8).reshape(-1, len(columns)).astype(bool)
     y, class_names = (
         (None, ()) if label is None else _parse_labels(texts, text_lines, f"{where}, column {header[label]!r}")
     )
-    return DataSet.from_arrays(x, y, name=path.name, class_names=class_names, columns=columns)
+    return DataSet.from_arrays(
+        x,
+        y,
+        name=path.name,
+        class_names=class_names,
+        columns=columns,
+        observed=None if observed.all() else observed,
+    )
 
 
 def _parse_labels(texts: list[str], lines: list[int], where: str) -> tuple[list[int], Sequence[str]]:

@@ -180,6 +180,8 @@ def _dimensions(data: Data) -> Tensor | int:
             return data.observed.flatten(1).sum(1).cpu()
         assert data.x is not None
         data = data.x
+    elif isinstance(data, DataSet) and data.observed is not None:
+        return data.observed.flatten(1).sum(1).cpu()
     return math.prod(data.shape if isinstance(data, DataSet) else data.shape[1:])
 
 

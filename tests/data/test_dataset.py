@@ -336,3 +336,95 @@ def test_a_batch_can_be_traced_into_a_graph(binarize):
     expected = data.batch(rows).x
     torch.manual_seed(0)
     assert torch.equal(graph(rows), expected)
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+
+def incomplete(**options: object) -> DataSet:
+    x = torch.arange(40 * 12).remainder(LEVELS).reshape(40, 3, 4)
+    return DataSet.from_arrays(x, name="grey", levels=LEVELS, observed=x != 2, **options)
+
+
+def test_what_is_missing_is_zero_and_said():
+    data = incomplete()
+    assert data.description == "grey all, 5 levels in [0, 1], 20% missing"
+    assert bool((data.x[~data.observed] == 0).all())
+    assert not bool((data.x == 2).any())
+    assert data.nbytes == 2 * 40 * 12
+    batch = data.batch([3, 5])
+    assert torch.equal(batch.observed, data.observed[[3, 5]])
+    assert torch.equal(batch.visible, batch.observed)
+    assert torch.equal(data.take([3, 5]).observed, batch.observed)
+    assert grey().batch().observed is None
+    drawn = incomplete(binarize="dynamic").batch()
+    assert bool((drawn.x[~drawn.observed] == 0).all())
+    # NaN is as good as any other value there
+    x = torch.tensor([[1.0, torch.nan], [2.0, 3.0]])
+    assert DataSet.from_arrays(x, observed=~x.isnan()).x.tolist() == [[1.0, 0.0], [2.0, 3.0]]
+
+
+def test_masks_are_drawn_for_every_batch_and_once_by_fixed():
+    data = incomplete().with_options(masks="pixels:share=0.5")
+    rows = torch.arange(40)
+    one, two = data.batch(rows), data.batch(rows)
+    assert not torch.equal(one.visible, two.visible)
+    assert torch.equal(one.observed, two.observed)
+    assert not bool((one.visible & ~one.observed).any())
+    assert bool(one.visible.flatten(1).any(1).all())
+    assert data.description.endswith("20% missing, behind masks (pixels:share=0.5)")
+    before = torch.get_rng_state()
+    fixed = data.fixed()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(fixed.batch().visible, data.fixed().batch(rows).visible)
+    assert not torch.equal(fixed.visible, data.fixed(seed=1).visible)
+    assert torch.equal(fixed.take([4]).batch().visible, fixed.visible[[4]])
+    assert fixed.fixed() is fixed
+    assert torch.equal(fixed.unmasked().batch().visible, data.observed)
+    assert grey().unmasked().batch().visible is None
+    assert fixed.with_options(masks="halves").visible is None
+
+
+def test_masks_and_binarization_are_drawn_inside_of_a_graph():
+    data = incomplete(binarize="dynamic").with_options(masks="rectangles")
+
+    def draw(x, observed, rows):
+        batch = data.holding(x=x, observed=observed).batch(rows)
+        return batch.x, batch.visible
+
+    rows = torch.tensor([3, 0, 7])
+    graph = make_fx(draw)(data.x, data.observed, rows)
+    torch.manual_seed(0)
+    wanted = [data.batch(rows) for _ in range(3)]
+    torch.manual_seed(0)
+    for each in wanted:
+        x, visible = graph(data.x, data.observed, rows)
+        assert torch.equal(x, each.x)
+        assert torch.equal(visible, each.visible)
+    assert not torch.equal(wanted[0].visible, wanted[1].visible)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"observed": torch.ones(4, 2)},
+            r"observed of 'data' is torch.float32 \(4, 2\) where x has shape \(4, 2\); give",
+        ),
+        ({"observed": torch.ones(4, 3) > 0}, r"observed of 'data' is torch.bool \(4, 3\) where x has shape \(4, 2\)"),
+        ({"observed": torch.arange(8).reshape(4, 2) < 6}, "observed of 'data' is False throughout in row 3"),
+    ],
+)
+def test_bad_masks(options, message):
+    with pytest.raises(InputError, match=message):
+        DataSet.from_arrays(torch.ones(4, 2), **options)
+
+
+def test_bad_masks_of_a_data_set():
+    data = grey()
+    with pytest.raises(InputError, match=r"row 0, channel 0, pixel .* is 1 where observed is False; put 0 there"):
+        dataclasses.replace(data, observed=data.x != 1)
+    with pytest.raises(InputError, match="masks='rectangle' is not known; did you mean 'rectangles'"):
+        data.with_options(masks="rectangle")
+    with pytest.raises(InputError, match="hide parts of images"):
+        DataSet.from_arrays(torch.ones(4, 2)).with_options(masks="halves")

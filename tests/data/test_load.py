@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ppl_vae.data import data_sets, load, read_folder, read_npz
+from ppl_vae.data import data_sets, load, read_csv, read_folder, read_npz
 from ppl_vae.errors import InputError
 
 # --- named sets ------------------------------------------------------------------------------------------------------
@@ -31,6 +31,17 @@ def test_digits():
 
 
 DIGITS_TEST_SUM = 111644
+
+
+def test_masks():
+    train, test = load("digits", binarize="dynamic", masks="rectangles:share=0.5")
+    assert train.visible is None
+    assert train.description == "digits train, dynamic binarization, behind masks (rectangles:share=0.5)"
+    assert not torch.equal(train.batch([0, 1]).visible, train.batch([0, 1]).visible)
+    assert torch.equal(test.batch([0, 1]).visible, test.batch([0, 1]).visible)
+    again = load("digits", binarize="dynamic", masks="rectangles:share=0.5").test
+    assert torch.equal(again.visible, test.visible)
+    assert torch.equal(again.x, load("digits", binarize="dynamic").test.x)
 
 
 def test_the_seed_is_of_own_data_only():
@@ -254,7 +265,13 @@ def test_npz_tables_and_floats(tmp_path):
         ({"x": PIXELS, "x_test": PIXELS[:, :4]}, r"x_test of 'cells.npz' has data of shape \(1, 4, 5\), x of shape"),
         ({"x": PIXELS, "x_test": PIXELS / 255.0}, "x_test of 'cells.npz' has dtype float64, x has uint8"),
         ({"x": PIXELS[:1]}, "x of 'cells.npz' holds one datum"),
-        ({"x": PIXELS, "x_test": np.full((2, 6, 5), np.nan)}, r"x of 'cells.npz' \(test\): row 0, channel 0"),
+        ({"x": PIXELS, "x_test": np.full((2, 6, 5), np.nan)}, r"observed of 'cells.npz' \(test\) is False throughout"),
+        ({"x": PIXELS, "observed": PIXELS}, r"observed of 'cells.npz' is uint8 \(10, 6, 5\) where x has"),
+        (
+            {"x": PIXELS, "observed": PIXELS[:, :2] > 3},
+            r"observed of 'cells.npz' is bool \(10, 2, 5\) where x has shape",
+        ),
+        ({"x": PIXELS, "observed_test": PIXELS > 3}, "holds 'observed_test' without 'x_test'"),
         ({"x": PIXELS + 0.0}, r"runs from 0 to 254, first out of \[0, 1\] at row 0"),
     ],
 )
@@ -312,6 +329,40 @@ def test_csv_with_named_classes(tmp_path):
     assert labels == {1.0: 0, 2.0: 1, 3.0: 0, 4.0: -1}
 
 
+def test_csv_with_missing_values(tmp_path):
+    train, test = load(table(tmp_path, "a,b,y\n1,,0\n NaN,4,1\n5,6,0\nNA,8,1\n9,10,0\n"))
+    whole = read_csv(table(tmp_path, "a,b,y\n1,,0\n NaN,4,1\n5,6,0\nNA,8,1\n9,10,0\n"))
+    assert whole.x.tolist() == [[1, 0], [0, 4], [5, 6], [0, 8], [9, 10]]
+    assert whole.observed.tolist() == [[True, False], [False, True], [True, True], [False, True], [True, True]]
+    assert whole.description == "wine.csv all, continuous, 30% missing"
+    batch = whole.batch(torch.tensor([3, 0]))
+    assert torch.equal(batch.observed, whole.observed[[3, 0]])
+    assert torch.equal(batch.visible, batch.observed)
+    assert torch.equal(torch.cat([train.observed, test.observed]).sum(0), whole.observed.sum(0))
+    assert load(table(tmp_path, "a,b\n1,2\n3,4\n5,6\n")).train.observed is None
+
+
+def test_npz_with_missing_values(tmp_path):
+    x = np.arange(24.0).reshape(4, 6)
+    x[1, 2] = x[3, 5] = np.nan
+    observed = np.ones((4, 6), dtype=bool)
+    observed[0, 0] = False
+    np.savez(tmp_path / "cells.npz", x=x, observed=observed, x_test=x[:2])
+    train, test = load(tmp_path / "cells.npz")
+    assert (~train.observed).nonzero().tolist() == [[0, 0], [1, 2], [3, 5]]
+    assert (~test.observed).nonzero().tolist() == [[1, 2]]
+    assert bool((train.x[~train.observed] == 0).all())
+    assert train.missing == 3 / 24
+    # images whose channels come last, the mask in the same order
+    pixels = np.random.default_rng(0).random((4, 6, 5, 3))
+    seen = pixels > 0.2
+    np.savez(tmp_path / "pictures.npz", x=pixels, observed=seen, x_test=pixels[:2], observed_test=seen[:2])
+    train, _ = load(tmp_path / "pictures.npz")
+    assert train.shape == (3, 6, 5)
+    assert torch.equal(train.observed, torch.from_numpy(seen).permute(0, 3, 1, 2))
+    assert torch.equal(train.observed, train.x > 0)
+
+
 def test_csv_without_labels(tmp_path):
     assert load(table(tmp_path, "a,b\n1,2\n3,4\n5,6\n")).train.y is None
 
@@ -325,8 +376,8 @@ def test_csv_without_labels(tmp_path):
         ("1,2\n3,4\n", "begins with numbers; its first line has to name the columns"),
         ("a;b\n1;2\n", "is separated by ';'; use commas"),
         ("a,b\n1,2\n3,x\n", r"line 3, column 'b': 'x' is no finite number"),
-        ("a,b\n1,2\n\nnan,3\n", r"line 4, column 'a': 'nan' is no finite number"),
-        ("a,b\n1,\n3,4\n", r"line 2, column 'b': '' is no finite number"),
+        ("a,b\n1,2\n\nnan,\n", "line 4 has no value; remove the line"),
+        ("a,b,y\n1,2,0\n,,1\n", "line 3 has no value"),
         ("a,b\n1,inf\n3,4\n", "'inf' is no finite number"),
         ("a,b\n1,2,3\n3,4\n", "line 2: 3 cells where the header has 2 columns"),
         ("a,a\n1,2\n3,4\n", r"more than one column named \['a'\]"),
