@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .core import Encoder, Guide, LatentModel
+from .core import Encoder, Guide, LatentModel, LatentSpec
 from .data import DataSet
 from .errors import InputError, check_count, choose
 from .guides import guides
@@ -20,8 +20,10 @@ from .models import models
 from .networks import Condition, decoder, encoder, kinds
 from .objectives import Objective, objectives
 from .options import check_options, construct, label, options_of
+from .priors import Prior, bind, prior_site, priors, replace_prior
 
 __all__ = [
+    "PLAIN_PRIOR",
     "DataSpec",
     "PairConfig",
     "build",
@@ -29,6 +31,7 @@ __all__ = [
     "build_guide",
     "build_model",
     "build_objective",
+    "build_prior",
     "check_objective_options",
     "options_by_name",
     "units_for",
@@ -39,9 +42,12 @@ T = TypeVar("T")
 # Arguments that are given to a part, and are none of its options.
 _TO_GUIDE = ("model", "encoder", "size")
 _TO_MODEL = ("decoder", "likelihood", "latent", "condition")
+_TO_PRIOR = ("size", "shape", "start", "loc", "scale")
 _TO_OBJECTIVE = ("model", "size")
 
 _AVERAGED = 10_000
+
+PLAIN_PRIOR = "standard-normal"
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class PairConfig:
         latent: dimensions of z.
         hidden: widths of the hidden layers from x to the features; the decoder has them backwards.
         guide_options, model_options: further arguments of the guide's and the model's constructors.
+        prior: the name of p(z), for models that take one.
+        prior_options: further arguments of its constructor.
 
     Raises:
         InputError: an unknown name, a size that is none, an option that a part does not take, or of another type.
@@ -67,9 +75,12 @@ class PairConfig:
     hidden: tuple[int, ...] = (256,)
     guide_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     model_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    prior: str = PLAIN_PRIOR
+    prior_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for kind, registry in (("model", models), ("guide", guides), ("likelihood", likelihoods)):
+        known = (("model", models), ("guide", guides), ("likelihood", likelihoods), ("prior", priors))
+        for kind, registry in known:
             if getattr(self, kind) not in registry:
                 raise choose(kind, getattr(self, kind), registry)
         if self.network not in kinds:
@@ -82,6 +93,7 @@ class PairConfig:
         for kind, part, given in (
             ("guide", guides.get(self.guide), _TO_GUIDE),
             ("model", models.get(self.model), _TO_MODEL),
+            ("prior", priors.get(self.prior), _TO_PRIOR),
         ):
             options = getattr(self, f"{kind}_options")
             if not isinstance(options, Mapping):
@@ -98,6 +110,11 @@ class PairConfig:
     def model_label(self) -> str:
         """The model with its options."""
         return label(self.model, self.model_options)
+
+    @property
+    def prior_label(self) -> str:
+        """The prior with its options."""
+        return label(self.prior, self.prior_options)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PairConfig:
@@ -180,6 +197,7 @@ def build(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentModel, Gu
     model, features = build_model(config, data)
     size = data.size if isinstance(data, DataSpec) else len(data)
     guide = build_guide(guides.get(config.guide), model, features, size, config.guide_options, config.guide)
+    bind(model, guide)
     return model, guide
 
 
@@ -219,7 +237,28 @@ def build_model(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentMod
         offered=given,
         options=config.model_options,
     )
+    if config.prior_label != PLAIN_PRIOR:
+        replace_prior(model, _prior(config, model, spec, x))
     return model, features
+
+
+def build_prior(name: str, model: nn.Module, options: Mapping[str, Any] | None = None, **offered: Any) -> Prior:
+    """A prior by name for the site that a model's prior is of.
+
+    Args:
+        name: its name.
+        model: what it is for.
+        options: further arguments of its constructor.
+        offered: of `shape`, `start`, `loc` and `scale` it is given what it asks for.
+
+    Raises:
+        InputError: an unknown name, a model that takes no prior, an option that this prior does not take.
+    """
+    part = priors.get(name)
+    checked = check_options("prior", name, part, options or {}, _TO_PRIOR)
+    latents: Mapping[str, LatentSpec] = getattr(model, "latents", {})
+    size = latents[prior_site(model)].event_shape.numel()
+    return construct("prior", name, part, size, offered=offered, options=checked)
 
 
 def build_encoder(config: PairConfig, data: DataSet, condition: Condition | None = None) -> Encoder:
@@ -296,10 +335,11 @@ def check_objective_options(name: str, **options: Any) -> dict[str, Any]:
 
 
 def options_by_name(kind: str, name: str) -> list[str]:
-    """The options of a model, a guide or an objective; of other kinds there are none."""
+    """The options of a model, a guide, a prior or an objective; of other kinds there are none."""
     known: dict[str, tuple[Any, tuple[str, ...]]] = {
         "model": (models, _TO_MODEL),
         "guide": (guides, _TO_GUIDE),
+        "prior": (priors, _TO_PRIOR),
         "objective": (objectives, _TO_OBJECTIVE),
     }
     if kind not in known:
@@ -320,6 +360,12 @@ def _some(data: DataSet) -> Tensor:
 def _encoder(config: PairConfig, spec: DataSpec, x: Tensor | None, condition: Condition | None) -> Encoder:
     loc, scale = _standardization(x, spec.shape)
     return encoder(config.network, spec.shape, config.hidden, condition=condition, loc=loc, scale=scale)
+
+
+def _prior(config: PairConfig, model: LatentModel, spec: DataSpec, x: Tensor | None) -> Prior:
+    loc, scale = _standardization(x, spec.shape)
+    offered = {"shape": spec.shape, "start": x, "loc": loc, "scale": scale}
+    return build_prior(config.prior, model, config.prior_options, **offered)
 
 
 def _likelihood(name: str, spec: DataSpec) -> Likelihood:

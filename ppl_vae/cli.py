@@ -127,6 +127,10 @@ Guides = Annotated[
         rich_help_panel=_PARTS,
     ),
 ]
+Prior = Annotated[
+    str,
+    typer.Option(help="p(z), see `ppl-vae list`; with options as in mixture:components=50.", rich_help_panel=_PARTS),
+]
 Objective = Annotated[str, typer.Option(help=f"{', '.join(sorted(objectives))}.", rich_help_panel=_PARTS)]
 LikelihoodName = Annotated[
     str | None,
@@ -193,6 +197,7 @@ _RECIPE: dict[str, Any] = {
     "download": Download,
     "model": Model,
     "guide": Guide,
+    "prior": Prior,
     "objective": Objective,
     "likelihood": LikelihoodName,
     "network": Network,
@@ -762,11 +767,13 @@ def list_parts(
     from .models import models
     from .networks import kinds
     from .objectives import objectives
+    from .priors import priors
 
     console = make_console()
     registries: tuple[tuple[str, Any], ...] = (
         ("Models", models),
         ("Guides", guides),
+        ("Priors", priors),
         ("Objectives", objectives),
         ("Likelihoods", likelihoods),
         ("Data sets", data_sets),

@@ -71,6 +71,7 @@ def _as_in(folder: Path, recipe: Recipe, own_data: bool) -> Recipe:
     pair = PairConfig.from_json(config["pair"])
     theirs: dict[str, Any] = {
         "model": pair.model_label,
+        "prior": pair.prior_label,
         "likelihood": pair.likelihood,
         "network": pair.network,
         "latent": pair.latent,

@@ -16,6 +16,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from .build import (
+    PLAIN_PRIOR,
     PairConfig,
     build_encoder,
     build_guide,
@@ -33,6 +34,7 @@ from .likelihoods import likelihoods
 from .networks import Condition
 from .objectives import Objective
 from .options import parse
+from .priors import bind
 from .renewal import renewed
 from .runs import run_config
 from .threads import few_threads
@@ -55,7 +57,7 @@ class Recipe:
 
     Args:
         data: a name or a path, see `ppl_vae.data.load`.
-        model, guide, objective: names, see `ppl-vae list`, with options after colons: "low-rank:rank=3".
+        model, guide, prior, objective: names, see `ppl-vae list`, with options after colons: "low-rank:rank=3".
         likelihood: None: bernoulli for binarized data, discretized-logistic for levels, continuous-bernoulli for images
             in [0, 1], gaussian-learned for tables.
         binarize: None: "dynamic" for grey images with levels under a Bernoulli; otherwise "none".
@@ -73,6 +75,7 @@ class Recipe:
     model: str = "vae"
     guide: str = "mean-field"
     objective: str = "elbo"
+    prior: str = PLAIN_PRIOR
     likelihood: str | None = None
     binarize: Binarize | None = None
     network: Literal["mlp", "conv", "residual", "partial"] = "mlp"
@@ -122,7 +125,8 @@ class Recipe:
     @property
     def title(self) -> str:
         """Data, model and guide, as in the name of a run's folder."""
-        words = (self.data if self.data in data_sets else Path(self.data).stem, self.model, self.guide)
+        words = [self.data if self.data in data_sets else Path(self.data).stem, self.model, self.guide]
+        words += [] if self.prior == PLAIN_PRIOR else [self.prior]
         return "-".join(words).replace(":", "-")
 
 
@@ -325,6 +329,10 @@ def _pair(recipe: Recipe, given: Given) -> PairConfig:
     for kind in ("model", "guide"):
         if getattr(given, kind) is None:
             config[kind], config[f"{kind}_options"] = parse(kind, getattr(recipe, kind))
+    if given.model is None:
+        config["prior"], config["prior_options"] = parse("prior", recipe.prior)
+    elif recipe.prior != PLAIN_PRIOR:
+        raise InputError(f"prior={recipe.prior!r} is for a model by name: give your own model its prior yourself")
     return PairConfig(
         likelihood=recipe.likelihood or "bernoulli",
         network=recipe.network,
@@ -343,20 +351,29 @@ def _build(pair: PairConfig, train: DataSet, given: Given, name: str) -> tuple[n
         condition = getattr(model, "condition", None)
         encoder = build_encoder(pair, train, condition if isinstance(condition, Condition) else None)
     if given.weights is not None:
+        if getattr(getattr(model, "prior", None), "of_guide", False):
+            raise InputError(
+                f"the model that is held has prior={pair.prior_label!r}, which is made of its own guide: with another "
+                "guide it would be another model; fit it another prior first, as by `ppl-vae prior`"
+            )
         try:
             model.load_state_dict(dict(given.weights))
         except RuntimeError as error:
             raise InputError(f"the weights of the model that is held are another model's: {error}") from error
         model.requires_grad_(False)
     if given.guide is not None:
-        return model, build_guide(given.guide, model, encoder, len(train), name=name)
+        guide = build_guide(given.guide, model, encoder, len(train), name=name)
+        bind(model, guide)
+        return model, guide
     if not hasattr(model, "latents"):
         raise InputError(
             f"guide={pair.guide_label!r} is built from what a model declares in `latents`, and {type(model).__name__} "
             "declares nothing; give a guide of your own, a function of the model"
         )
     part = guides.get(pair.guide)
-    return model, build_guide(part, model, encoder, len(train), pair.guide_options, pair.guide)
+    guide = build_guide(part, model, encoder, len(train), pair.guide_options, pair.guide)
+    bind(model, guide)
+    return model, guide
 
 
 def _name_of_likelihood(model: nn.Module) -> str | None:

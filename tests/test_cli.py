@@ -28,6 +28,7 @@ from ppl_vae.likelihoods import likelihoods
 from ppl_vae.models import models
 from ppl_vae.networks import kinds
 from ppl_vae.objectives import objectives
+from ppl_vae.priors import priors
 from ppl_vae.recipe import Recipe
 from ppl_vae.runs import open_run
 
@@ -158,12 +159,13 @@ def test_options_default_to_the_recipe() -> None:
 
 def test_list_has_a_line_for_every_part() -> None:
     lines = [line.split() for line in good("list").out.splitlines()]
-    listed = {words[0]: " ".join(words[1:]) for words in lines if words}
-    for registry in (models, guides, objectives, likelihoods, data_sets):
+    # a guide and a prior may have one name
+    listed = {(words[0], " ".join(words[1:])) for words in lines if words}
+    for registry in (models, guides, priors, objectives, likelihoods, data_sets):
         for name in registry:
-            assert listed[name] == " ".join(registry.summary(name).split())
-            assert listed[name]
-    assert set(kinds) <= set(listed)
+            assert (name, " ".join(registry.summary(name).split())) in listed
+            assert registry.summary(name)
+    assert set(kinds) <= {name for name, _ in listed}
 
 
 def test_list_has_the_options_where_they_are_asked_for() -> None:

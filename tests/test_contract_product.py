@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from ppl_vae import Batch, Guide, LatentModel, Objective, guides, likelihoods, models, networks, objectives
+from ppl_vae import Batch, Guide, LatentModel, Objective, guides, likelihoods, models, networks, objectives, priors
 from ppl_vae.build import build_guide
 from ppl_vae.errors import InputError
 from ppl_vae.networks import Condition
@@ -137,6 +137,75 @@ def test_every_part_compiles(model_name: str, guide_name: str, objective_name: s
     model = make_model(model_name)
     guide, objective = make_guide(guide_name, model_name, model), make_objective(objective_name, model)
     check_compiled(model, guide, objective, batch(), backend="inductor", dtype=torch.float32)
+
+
+PRIOR_OPTIONS = {
+    "mixture": {"components": 3},
+    "vamp": {"components": 3, "shape": SHAPE},
+    "flow": {"transforms": 1, "bins": 3},
+    "autoregressive": {"components": 2},
+}
+PLAIN_PRIOR = "standard-normal"
+
+
+def with_prior(prior_name: str, model_name: str) -> LatentModel:
+    model = make_model(model_name)
+    size = model.latents[priors.prior_site(model)].event_shape[0]
+    priors.replace_prior(model, priors.priors.get(prior_name)(size, **PRIOR_OPTIONS.get(prior_name, {})))
+    return model
+
+
+def no_vamp(model_name: str, guide_name: str) -> str | None:
+    """The words with which the VampPrior refuses a guide."""
+    if guide_name in ("local", "semi-amortized"):
+        return "does not give it"
+    if model_name == "hierarchical-vae" and guide_name in ("bottom-up", "top-down", "mixture"):
+        return "has no closed-form distribution of each site"
+    return "this program is conditioned on" if model_name == "cvae" else None
+
+
+def takes_a_prior(model_name: str) -> bool:
+    try:
+        priors.prior_site(make_model(model_name))
+    except InputError:
+        return False
+    return True
+
+
+PRIOR_PRODUCT = [(p, *c) for p in priors.priors if p != PLAIN_PRIOR for c in PRODUCT if takes_a_prior(c[0])]
+# each prior with each guide, with each objective and with each model, of which the others are the plainest
+every_prior = pytest.mark.parametrize(
+    ("prior_name", "model_name", "guide_name", "objective_name"),
+    [
+        c if c[1:] == ("vae", "mean-field", "elbo") else pytest.param(*c, marks=pytest.mark.slow)
+        for c in PRIOR_PRODUCT
+        if is_plain(c[1:])
+    ],
+)
+
+
+@every_prior
+def test_every_prior(prior_name: str, model_name: str, guide_name: str, objective_name: str) -> None:
+    model = with_prior(prior_name, model_name)
+    guide = make_guide(guide_name, model_name, model)
+    if prior_name == "vamp" and (words := no_vamp(model_name, guide_name)):
+        with pytest.raises(InputError, match=words):
+            priors.bind(model, guide)
+        return
+    priors.bind(model, guide)
+    check_guide(guide, model, batch())
+    objective = make_objective(objective_name, model)
+    check_objective(objective, model, guide, batch())
+    check_compiled(model, guide, objective, batch())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prior_name", list(priors.priors))
+def test_every_prior_compiles(prior_name: str) -> None:
+    model = with_prior(prior_name, "vae")
+    guide = make_guide("mean-field", "vae", model)
+    priors.bind(model, guide)
+    check_compiled(model, guide, make_objective("elbo", model), batch(), backend="inductor", dtype=torch.float32)
 
 
 @pytest.mark.parametrize("name", list(likelihoods.likelihoods))

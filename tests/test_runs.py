@@ -324,5 +324,7 @@ def test_run_json_is_json(run: Path) -> None:
         "hidden": [16],
         "guide_options": {},
         "model_options": {},
+        "prior": "standard-normal",
+        "prior_options": {},
     }
     assert config["objective_options"] == {"beta": 2.0}

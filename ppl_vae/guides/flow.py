@@ -228,7 +228,7 @@ class Parameters(nn.Module):
     """A transform's parameters as affine functions of the context: features (\\*S, N, F) -> (\\*S, N, size) each.
 
     Args:
-        features: F.
+        features: F; 0: there is no context, and they are numbers.
         start: what each of them is, (size,), where the features are 0; the weights start small, so that it is nearly
             the same everywhere.
     """
@@ -236,13 +236,17 @@ class Parameters(nn.Module):
     def __init__(self, features: int, *start: Tensor) -> None:
         super().__init__()
         self.sizes = [part.numel() for part in start]
+        if not features:
+            self.numbers = nn.Parameter(torch.cat(start) + NEAR * torch.randn(sum(self.sizes)))
+            return
         self.affine = Linear(features, sum(self.sizes))
         with torch.no_grad():
             self.affine.linear.weight.mul_(NEAR)
             self.affine.linear.bias.copy_(torch.cat(start))
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
-        parts: tuple[Tensor, ...] = self.affine(features).split(self.sizes, dim=-1)
+        numbers = self.affine(features) if features.shape[-1] else self.numbers.expand(*features.shape[:-1], -1)
+        parts: tuple[Tensor, ...] = numbers.split(self.sizes, dim=-1)
         return parts
 
 

@@ -1,4 +1,4 @@
-"""Priors p(z), parts that any model takes."""
+"""The standard normal prior."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from .core import Conditional
+from .base import Prior, priors
 
 __all__ = ["StandardNormal"]
 
 
-class StandardNormal(Conditional):
-    r"""Standard normal over vectors, whatever the features: p(z) = N(z; 0, I).
+@priors.register("standard-normal")
+class StandardNormal(Prior):
+    r"""Standard normal: p(z) = N(z; 0, I).
 
     Features (\*S, N, F), of any F, give the distribution's batch shape (\*S, N); events are (size,). The constants are
     buffers, so that they move with the module; there are no parameters.
@@ -26,8 +27,7 @@ class StandardNormal(Conditional):
     scale: Tensor
 
     def __init__(self, size: int) -> None:
-        super().__init__()
-        self.event_shape = torch.Size([size])
+        super().__init__(size)
         self.register_buffer("loc", torch.zeros(size), persistent=False)
         self.register_buffer("scale", torch.ones(size), persistent=False)
 

@@ -1,0 +1,21 @@
+"""Priors p(z), parts that any model takes, one file each."""
+
+from .autoregressive import Autoregressive
+from .base import Prior, bind, prior_site, priors, replace_prior
+from .flow import Flow
+from .mixture import Mixture
+from .standard_normal import StandardNormal
+from .vamp import Vamp
+
+__all__ = [
+    "Autoregressive",
+    "Flow",
+    "Mixture",
+    "Prior",
+    "StandardNormal",
+    "Vamp",
+    "bind",
+    "prior_site",
+    "priors",
+    "replace_prior",
+]
