@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -20,7 +21,7 @@ from torch.distributions.constraints import Constraint
 from .batch import Batch
 from .compiled import CompiledFunction
 from .convergence import FEWEST, ess, rhat
-from .core import plain_support
+from .core import Guide, plain_support
 from .errors import InputError, check_count, choose
 from .isolation import cuda_in, device_of, evaluation
 from .validation import validation
@@ -322,6 +323,43 @@ class Coordinates:
         trace, log_det = self._placed(position)
         return _total(trace, position.shape[0]) + log_det
 
+    def log_prior_and_likelihood(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(z(u)) + log |det ∂z/∂u| and log p(x | z(u)), whose sum is log π; each (C, N), nats."""
+        trace, log_det = self._placed(position)
+        chains = position.shape[0]
+        prior = _total(trace, chains, lambda site: not site["is_observed"]) + log_det
+        return prior, _total(trace, chains, lambda site: site["is_observed"])
+
+    def log_guide(self, guide: Program, position: Tensor) -> Tensor:
+        """log q(z(u) | x) + log |det ∂z/∂u| of positions (C, N, D), (C, N), nats.
+
+        Raises:
+            InputError: the guide cannot score values that it did not draw, draws other sites than the model's, or
+                leaves some of them out.
+        """
+        values, log_det = self.values(position)
+        given = None
+        if isinstance(guide, Guide):
+            if not guide.scores_given:
+                raise InputError(
+                    f"{type(guide).__name__} cannot give log q of a z that it did not draw (scores_given is False): "
+                    "start from the prior, or from a guide with an inverse"
+                )
+            with suppress(NotImplementedError):
+                given = guide.distribution(*self.args, **self.kwargs)
+        if given is not None:
+            total = position.new_zeros(())
+            for name, q in given.items():
+                total = total + q.log_prob(values[name])
+            return total + log_det
+        trace = _run(_Placed(values), guide, position.shape[0], self.args, self.kwargs)
+        if strangers := {name for name, _ in sample_sites(trace)} ^ values.keys():
+            raise InputError(
+                f"the guide and the model do not draw the same sites: {', '.join(map(repr, sorted(strangers)))}; "
+                "log q of the model's latents alone is not known then"
+            )
+        return _total(trace, position.shape[0]) + log_det
+
     def values(self, position: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The sites' values (C, N, \\*event), and log |det ∂z/∂u|, (C, N)."""
         if self._real:
@@ -424,15 +462,16 @@ def _chains(values: Mapping[str, Tensor]) -> int:
     return next(iter(values.values())).shape[0]
 
 
-def _total(trace: Trace, chains: int) -> Tensor:
-    """Σ over all sites, (chains, N)."""
-    size = _data_size(trace)
+def _total(trace: Trace, chains: int, counts: Callable[[Any], bool] = lambda site: True) -> Tensor:
+    """Σ over the sites that count, (chains, N)."""
     total: Tensor | None = None
     for _, site in sample_sites(trace):
-        term = score_site(site)
-        total = term if total is None else total + term
-    assert total is not None
-    return total.expand(chains, size)
+        if counts(site):
+            term = score_site(site)
+            total = term if total is None else total + term
+    if total is None:
+        raise InputError("the model observes no site: there is no likelihood; does it take the batch's x as obs=?")
+    return total.expand(chains, _data_size(trace))
 
 
 def _data_size(trace: Trace) -> int:

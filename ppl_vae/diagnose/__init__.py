@@ -1,6 +1,18 @@
 """Whether a fitted posterior may be trusted: what other tools need to look at it."""
 
 from ._arviz import from_netcdf, plot_posterior, plot_predictive, summary, to_netcdf
+from .annealing import Annealed, Bidirectional, ais, bdmc
 from .arviz_export import to_arviz
 
-__all__ = ["from_netcdf", "plot_posterior", "plot_predictive", "summary", "to_arviz", "to_netcdf"]
+__all__ = [
+    "Annealed",
+    "Bidirectional",
+    "ais",
+    "bdmc",
+    "from_netcdf",
+    "plot_posterior",
+    "plot_predictive",
+    "summary",
+    "to_arviz",
+    "to_netcdf",
+]

@@ -49,14 +49,15 @@ class Source:
 
     Args:
         data: a data set, a batch with x, or x (N, \\*D).
-        model, guide: whose device the batches go to; a model with a `likelihood` has x checked against its support.
+        model, guide: whose device the batches go to, or the model's alone; a model with a `likelihood` has x checked
+            against its support.
 
     Raises:
         InputError: there is no x, x has a value outside of the support (NaN is outside of every one), or y a label
             that is no class of the model; a guide with parameters for each datum of another data set.
     """
 
-    def __init__(self, data: Data, model: Program, guide: Program) -> None:
+    def __init__(self, data: Data, model: Program, guide: Program | None) -> None:
         if isinstance(data, Tensor):
             data = Batch(x=data)
         self.data: DataSet | Batch
