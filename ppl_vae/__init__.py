@@ -27,6 +27,7 @@ from .objectives import (
     TransportScoreClimbing,
     Wake,
 )
+from .prior_fit import fit_prior
 from .runs import Run, load_weights, open_run
 from .svi import CompiledSVI
 from .weights import LogWeights, check_pair, log_weights
@@ -67,6 +68,7 @@ __all__ = [
     "compare",
     "evaluate",
     "fit",
+    "fit_prior",
     "guides",
     "likelihoods",
     "load",

@@ -1,4 +1,4 @@
-"""The command line, `ppl-vae`: compare, train, evaluate, sample, reconstruct, encode, export, list."""
+"""The command line, `ppl-vae`: compare, train, evaluate, prior, sample, reconstruct, encode, export, list."""
 
 from __future__ import annotations
 
@@ -571,6 +571,48 @@ def evaluate(
     )
     if out is not None:
         write_results(out, {"run": str(run.resolve()), "seed": seed, **numbers.to_json()}, overwrite)
+
+
+@app.command()
+def prior(
+    run: RunFolder,
+    prior: Annotated[
+        str, typer.Option(help="mixture, flow, autoregressive; options as in flow:transforms=6.")
+    ] = "flow",
+    out: Annotated[
+        Path | None, typer.Option(help="The new run's folder. (default: RUN-PRIOR)", show_default=False)
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the codes of the training data.")] = 100,
+    lr: LearningRate = 5e-3,
+    eval_particles: EvalParticles = 1000,
+    seed: DrawSeed = 0,
+    overwrite: Overwrite = False,
+    data_dir: RunDataDir = None,
+    device: Device = "auto",
+) -> None:
+    """Fit another prior to the codes of a trained run, and write a run with it: decoder and guide stay as they are."""
+    from .display import display, make_console
+    from .evaluate import evaluate as judge
+    from .folder import check_folder
+    from .prior_fit import fit_prior
+    from .report import About, evaluation_table
+    from .runs import save_with_prior
+
+    _particles("eval_particles", eval_particles)
+    folder = out or run.with_name(f"{run.resolve().name}-{prior}".replace(":", "-"))
+    check_folder(folder, False, overwrite, "out")
+    opened = _open(run, device)
+    train, test = _part(opened, "train", data_dir), _part(opened, "test", data_dir)
+    with display(True) as shows:
+        told = shows.for_fit(prior, epochs)
+        model = fit_prior(opened.model, opened.guide, train, prior, epochs=epochs, lr=lr, seed=seed, **told)
+        save_with_prior(opened, model, prior, folder, overwrite)
+        posterior = _guide_for(opened, test, "test", shows)
+        tell = shows.count("evaluate", len(test))
+        numbers = judge(model, posterior, test, eval_particles, seed=seed, progress=tell)
+    console = make_console()
+    console.print(evaluation_table(numbers, f"{run} with prior {prior}", About.of(model, opened.objective)))
+    console.print(f"The run is in {folder}", soft_wrap=True)
 
 
 @app.command()

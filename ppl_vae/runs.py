@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from .build import DataSpec, PairConfig, build, build_objective
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoint, Checkpoints
 from .core import Guide, LatentModel
 from .data import DataSet, DataSplits, data_sets, load
 from .errors import InputError, RunError
-from .folder import CHECKPOINTS, RUN, read_run
+from .folder import CHECKPOINTS, RUN, check_folder, read_run, start_run
 from .objectives import Objective
+from .options import parse
 
-__all__ = ["Run", "load_weights", "model_weights", "open_run", "run_config"]
+__all__ = ["Run", "load_weights", "model_weights", "open_run", "run_config", "save_with_prior"]
 
 
 @dataclass
@@ -149,6 +150,38 @@ def open_run(path: str | os.PathLike[str], best: bool = True) -> Run:
         state=state,
         checkpoint=checkpoint,
     )
+
+
+def save_with_prior(
+    run: Run, model: LatentModel, prior: str, out: str | os.PathLike[str], overwrite: bool = False
+) -> Path:
+    """Write a run folder that is another run's but for the prior of its model.
+
+    Args:
+        run: the run.
+        model: its model with the prior.
+        prior: the prior's name with its options.
+        out: the folder.
+        overwrite: replace an earlier run there.
+
+    Raises:
+        InputError: there is something else, or an earlier run.
+        OSError: it cannot be written.
+    """
+    folder = Path(out)
+    check_folder(folder, False, overwrite, "out")
+    if folder.resolve() == run.path.resolve():
+        raise InputError(f"out={str(folder)!r} is the run itself; give another folder")
+    name, options = parse("prior", prior)
+    pair = replace(run.pair, prior=name, prior_options=options)
+    # without its recipe, from which training would go on with another model
+    config = {key: value for key, value in run.config.items() if key not in ("format", "recipe")}
+    start_run(folder, {**config, "pair": pair.to_json(), "prior_fitted_to": str(run.path.resolve())}, resume=False)
+    parts = {"model": model, "guide": run.guide, "objective": run.objective}
+    weights = {f"{prefix}.{key}": t for prefix, part in parts.items() for key, t in part.state_dict().items()}
+    kept = {key: run.state[key] for key in ("epoch", "step", "seconds", "history")}
+    Checkpoints(folder / CHECKPOINTS).save(Checkpoint(weights, {}, kept), int(run.state["step"]))
+    return folder
 
 
 def load_weights(

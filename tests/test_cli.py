@@ -776,3 +776,34 @@ def test_the_version() -> None:
     from importlib.metadata import version
 
     assert good("--version").out.strip() == f"ppl-vae {version('ppl_vae')}"
+
+
+def test_prior_fits_another_prior_to_a_run(table_run: Path, folder: Path) -> None:
+    options = ("--epochs", "2", "--eval-particles", "20")
+    good("prior", table_run, "--prior", "mixture:components=2", "--out", "mixed", *options)
+    run, before = open_run("mixed"), open_run(table_run)
+    assert run.pair.prior_label == "mixture:components=2"
+    assert run.model.prior.components == 2  # type: ignore[union-attr]
+    ours, theirs = run.guide.state_dict(), before.guide.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    good("sample", "mixed", "--out", "drawn.csv")
+    good("evaluate", "mixed", "--particles", "20")
+    done = call("prior", table_run, "--prior", "mixture:components=2", "--out", "mixed", *options)
+    assert done.code == 2
+    assert "holds an earlier run" in done.message
+    done = call("train", "--resume", "--out", "mixed")
+    assert done.code == 2
+    assert "was not written by `ppl-vae train`" in done.message
+    done = call("prior", table_run, "--prior", "vamp", "--out", "vamped")
+    assert done.code == 2
+    assert "is made of the guide" in done.message
+
+
+def test_a_model_with_the_guides_own_prior_is_trained_and_cannot_be_held(folder: Path) -> None:
+    table = write_table(folder / "cells.csv")
+    good("train", "--data", table, "--prior", "vamp:components=3", "--out", "run", *SMALL)
+    assert open_run("run").pair.prior_options == {"components": 3}
+    good("sample", "run", "--out", "drawn.csv")
+    done = call("compare", "--fixed-decoder", "run", "--guides", "mean-field", "--out", "compared")
+    assert done.code != 0
+    assert "is made of its own guide" in done.message

@@ -157,8 +157,8 @@ def with_prior(prior_name: str, model_name: str) -> LatentModel:
 
 def no_vamp(model_name: str, guide_name: str) -> str | None:
     """The words with which the VampPrior refuses a guide."""
-    if guide_name in ("local", "semi-amortized"):
-        return "does not give it"
+    if guide_name in ("local", "semi-amortized", "delta"):
+        return "gives no density" if guide_name == "delta" else "does not give it"
     if model_name == "hierarchical-vae" and guide_name in ("bottom-up", "top-down", "mixture"):
         return "has no closed-form distribution of each site"
     return "this program is conditioned on" if model_name == "cvae" else None

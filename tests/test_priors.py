@@ -4,18 +4,34 @@ import copy
 import math
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ppl_vae import ELBO, IWAE, STL, Batch, DReG, InputError, Wake, fit, guides, likelihoods, models, networks, priors
+from ppl_vae import (
+    ELBO,
+    IWAE,
+    STL,
+    Batch,
+    DReG,
+    InputError,
+    Wake,
+    fit,
+    fit_prior,
+    guides,
+    likelihoods,
+    models,
+    networks,
+    priors,
+)
 from ppl_vae.build import DataSpec, PairConfig, build
 from ppl_vae.core import Guide
 from ppl_vae.data import DataSet
 from ppl_vae.evaluate import log_marginal, sample
 from ppl_vae.networks import Condition
-from ppl_vae.testing import check_model
+from ppl_vae.testing import LinearGaussian, check_model
 from ppl_vae.weights import log_weights
 
 SHAPE = (1, 4, 4)
@@ -196,8 +212,6 @@ class Exact(Guide):
         return log_joint, dist.MixtureSameFamily(dist.Categorical(logits=log_joint), parts)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        import pyro
-
         with pyro.plate("data", batch.size, dim=-1):
             return {"z": pyro.sample("z", self.posterior(batch.x)[1])}
 
@@ -316,7 +330,7 @@ def test_guides_it_can_be_made_of_and_those_it_refuses(name: str) -> None:
     model = vae(priors.Vamp(3, SHAPE, 4), 3)
     part: Any = guides.guides.get(name)
     guide = part(model, 6) if name == "local" else part(model, networks.encoder("mlp", SHAPE, (8,)))
-    if name in ("local", "semi-amortized"):
+    if name in ("local", "semi-amortized", "delta"):
         with pytest.raises(InputError, match=f"prior='vamp' is a mixture of .* {part.__name__} .*use another guide"):
             priors.bind(model, guide)
         with pytest.raises(InputError, match=r"call ppl_vae\.priors\.bind"):
@@ -419,3 +433,100 @@ def test_a_vamp_pair_trains(compile: bool) -> None:
 def test_what_is_refused(make: Any, says: str) -> None:
     with pytest.raises(InputError, match=says):
         make()
+
+
+# --- fitted afterwards ----------------------------------------------------------------------------------------------
+
+
+class Codes(Guide):
+    """q(z | x) = N(x, 0.1² I): the codes are the data, blurred."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        assert batch.x is not None
+        with pyro.plate("data", batch.size, dim=-1):
+            return {"z": pyro.sample("z", dist.Normal(batch.x, 0.1).to_event(1))}
+
+
+def two_clouds(n: int = 600) -> tuple[models.VAE, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = 0.3 * torch.randn(n, 2, generator=generator)
+    x[: n // 3] += torch.tensor([2.0, -1.0])
+    x[n // 3 :] += torch.tensor([-1.0, 1.5])
+    return models.VAE(Affine(torch.eye(2), torch.zeros(2)), likelihoods.Gaussian((2,), 0.5), 2), x
+
+
+@pytest.mark.parametrize("name", ["mixture:components=2", "flow:transforms=2", "autoregressive:components=2"])
+def test_a_prior_fitted_to_codes_reaches_their_density(name: str) -> None:
+    """The codes' density is known; maximum likelihood is at most as far from it as a mixture fitted in closed form."""
+    model, x = two_clouds()
+    before = copy.deepcopy(model.state_dict())
+    state = torch.get_rng_state()
+    fitted = fit_prior(model, Codes(), x, name, epochs=40, lr=2e-2, progress=False)
+    assert torch.equal(state, torch.get_rng_state())
+    assert isinstance(model.prior, priors.StandardNormal)
+    assert before.keys() == model.state_dict().keys()
+    assert isinstance(fitted.prior, priors.priors.get(name.partition(":")[0]))
+    torch.manual_seed(1)
+    z = x + 0.1 * torch.randn_like(x)
+    clouds = [x[: len(x) // 3], x[len(x) // 3 :]]
+    best = torch.stack(
+        [
+            math.log(len(c) / len(x)) + dist.Normal(c.mean(0), (c.var(0) + 0.01).sqrt()).to_event(1).log_prob(z)
+            for c in clouds
+        ]
+    ).logsumexp(0)
+    with torch.no_grad():
+        gained = fitted.prior(torch.empty(len(z), 0)).log_prob(z) - best
+    # a flow's and a network's shape is near the clouds', 0.1 nats of some 2.0; the mixture's is the clouds' own
+    assert gained.mean().item() > (-0.02 if name.startswith("mixture") else -0.15)
+    # and the ELBO has risen by as much as the prior gives the codes
+    plain = model.prior(torch.empty(len(z), 0)).log_prob(z)
+    assert gained.mean() + best.mean() > plain.mean() + 1.0
+
+
+def test_priors_are_fitted_under_any_guide_and_model() -> None:
+    data = bars()
+    for model_name, guide_name in (
+        ("vae", "mixture"),
+        ("vae", "local"),
+        ("vae", "semi-amortized"),
+        ("hierarchical-vae", "top-down"),
+    ):
+        torch.manual_seed(0)
+        model, guide = build(PairConfig(model_name, guide_name, latent=4, hidden=(8,)), data)
+        weights = [p.clone() for p in (*model.parameters(), *guide.parameters())]
+        fitted = fit_prior(model, guide, data, "mixture:components=2", epochs=2, progress=False)
+        after = [*model.parameters(), *guide.parameters()]
+        assert all(p.requires_grad for p in after)
+        assert all(torch.equal(a, b) for a, b in zip(weights, after, strict=True))
+        bound = ELBO(kl="monte-carlo").loss(fitted, guide, data.batch())
+        assert math.isfinite(bound)
+
+
+def test_one_gaussian_fitted_to_codes_is_their_moments() -> None:
+    model, x = two_clouds()
+    fitted = fit_prior(model, Codes(), x, "mixture:components=1", epochs=200, lr=5e-2, batch_size=600, progress=False)
+    p = fitted.prior(torch.empty(1, 0))  # type: ignore[operator]
+    # the noise of the codes themselves: 0.1 / sqrt(600) in a mean, whatever the draws of the last steps
+    torch.testing.assert_close(p.mean[0], x.mean(0), rtol=0, atol=0.02)
+    torch.testing.assert_close(p.variance[0], x.var(0, unbiased=False) + 0.01, rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("prior", "says"),
+    [
+        ("vamp", "prior='vamp' is made of the guide, and trained with it: fit 'mixture'"),
+        ("standard-normal", "has no parameters"),
+        ("flwo", "prior='flwo' is not known; did you mean 'flow'"),
+        (priors.Mixture(3), r"over events \(3,\)"),
+    ],
+)
+def test_priors_that_cannot_be_fitted(prior: Any, says: str) -> None:
+    model, x = two_clouds()
+    with pytest.raises(InputError, match=says):
+        fit_prior(model, Codes(), x, prior, progress=False)
+
+
+def test_models_without_a_prior_to_replace() -> None:
+    with pytest.raises(InputError, match="LinearGaussian has no prior that can be another one"):
+        fit_prior(LinearGaussian(), Codes(), torch.zeros(4, 5))

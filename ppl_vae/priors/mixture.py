@@ -52,13 +52,21 @@ class Mixture(Prior):
         return NormalMixture(self.logits, components).expand(features.shape[:-1])
 
     def start_at(self, z: Tensor) -> None:
-        """Means at some of the draws, and the scales that as many Gaussians beside each other have."""
-        rows = torch.randint(len(z), (self.components,), device=z.device)
-        scale = z.std(0).clamp_min(1e-3) * self.components ** (-1.0 / self.size)
+        """Means at draws that lie far apart, each with probability proportional to its squared distance from those
+        before it (k-means++), and the scales that the draws have around their nearest mean."""
+        if self.components == 1:
+            means = z.mean(0, keepdim=True)
+        else:
+            means = z[torch.randint(len(z), (1,))]
+            for _ in range(self.components - 1):
+                nearest = torch.cdist(z, means).square().amin(1)
+                means = torch.cat([means, z[(nearest + 1e-12).multinomial(1)]])
+        off = z - means[torch.cdist(z, means).argmin(1)]
+        scale = off.square().mean(0).sqrt().clamp_min(1e-3)
         raw = LOG_SCALE_BOUND * torch.atanh((scale.log() / LOG_SCALE_BOUND).clamp(-0.99, 0.99))
         with torch.no_grad():
             self.logits.zero_()
-            self.loc.copy_(z[rows] if self.components > 1 else z.mean(0, keepdim=True))
+            self.loc.copy_(means)
             self.raw.copy_(raw.expand_as(self.raw))
 
     def extra_repr(self) -> str:
