@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from .core import Encoder, Guide, LatentModel, LatentSpec
 from .data import DataSet
 from .errors import InputError, check_count, choose
-from .guides import guides
+from .guides import Combined, datum_part, guides
+from .guides.combined import OfBatchAlone
 from .likelihoods import Likelihood, likelihoods
 from .models import models
 from .networks import Condition, decoder, encoder, kinds
@@ -280,6 +281,9 @@ def build_guide(
 ) -> Any:
     """A guide from its class, or from a function of the model.
 
+    A registered guide over each datum's latents becomes `Combined` where the model has latents that all data share,
+    with independent Gaussians over these.
+
     Args:
         part: called with the model, and with `encoder` and `size` where it has arguments of these names.
         model: what it is for.
@@ -292,11 +296,22 @@ def build_guide(
         InputError: it asks for something else, or makes no module; a guide's own refusal of the model.
     """
     name = name or str(getattr(part, "__name__", type(part).__name__))
-    offered = {"encoder": encoder, "size": size}
-    guide = construct("guide", name, part, model, offered=offered, options=options)
+    known = next((each for each in map(guides.get, guides) if each is part), None)
+    shared = () if known is None or known.takes_shared else _shared(model)
+    given = shared if known is not None and known.needs_shared else ()
+    whole = cast("LatentModel", model)
+    offered = {"encoder": OfBatchAlone(encoder, whole) if given else encoder, "size": size}
+    guide = construct("guide", name, part, datum_part(whole) if shared else model, offered=offered, options=options)
+    if shared:
+        guide = Combined(whole, cast("Guide", guide), given=given)
     if not isinstance(guide, nn.Module):
         raise InputError(f"guide={name!r} made a {type(guide).__name__}; it must make a module, as a ppl_vae.Guide")
     return guide
+
+
+def _shared(model: nn.Module) -> tuple[str, ...]:
+    """The model's latents that all data share."""
+    return tuple(name for name, spec in getattr(model, "latents", {}).items() if spec.scope != "datum")
 
 
 def build_objective(name: str, model: nn.Module | None = None, size: int | None = None, **options: Any) -> Objective:
@@ -315,7 +330,7 @@ def build_objective(name: str, model: nn.Module | None = None, size: int | None 
     part, checked = objectives.get(name), check_objective_options(name, **options)
     offered: dict[str, Any] = {"model": model, "size": size}
     offered = {key: value for key, value in offered.items() if value is not None}
-    if any(spec.scope != "datum" for spec in getattr(model, "latents", {}).values()):
+    if model is not None and _shared(model):
         offered["data_size"] = size
     return construct("objective", name, part, offered=offered, options=checked)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -93,6 +93,11 @@ class LatentModel(nn.Module, ABC):
     def forward(self, batch: Batch) -> Tensor:
         """Run the program; returns x (\\*S, N, \\*D)."""
 
+    def start(self) -> Mapping[str, Tensor]:
+        """Values (\\*event) of latent sites shared by all data from which a guide had better start than from 0, as
+        weights of a network, whose units would all stay the same; by site."""
+        return {}
+
 
 class Guide(nn.Module, ABC):
     """A variational posterior q(z | x): a Pyro program over the latent sites of a model, and over no other sites but
@@ -105,11 +110,16 @@ class Guide(nn.Module, ABC):
         scores_given: whether log q can be computed at a z that the guide has not drawn itself.
         density: whether q has a density; a point mass has none, and no importance weights.
         sites: the latent sites that it draws, where it was built from a model's declaration; () where nothing is said.
+        takes_shared: whether it is made for latents that all data share too; a guide over each datum's alone is put
+            into a `Combined` by `build`.
+        needs_shared: whether such a guide has to be given the values of what is shared, as one that runs the model.
     """
 
     scores_given: bool = True
     density: bool = True
     sites: tuple[str, ...] = ()
+    takes_shared: ClassVar[bool] = False
+    needs_shared: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -443,8 +443,10 @@ def _small(value: float) -> str:
 def _caption(e: Evaluation, about: About, error: str) -> str:
     likelihood = f" Likelihood: {about.likelihood}." if about.likelihood else ""
     objective = f" Objective: {about.objective}." if about.objective else ""
+    shared = ", ".join(e.log_marginal.shared)
+    given = f" All of each datum given {shared}, drawn from the guide: log E_q[p(x | {shared})]." if shared else ""
     return (
         f"{e.data}: {e.n} data, {e.particles} particles each. Nats per datum, {error}.{likelihood}{objective}"
         f" {about.log_px} by importance sampling from the guide, with an effective sample size (ESS) of {e.particles} "
-        f"at best. Active units: Var E[z | x] > {e.active_units.threshold:g}. On {about.device}."
+        f"at best.{given} Active units: Var E[z | x] > {e.active_units.threshold:g}. On {about.device}."
     )

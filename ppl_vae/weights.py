@@ -111,6 +111,17 @@ class LogWeights(NamedTuple):
         return self.log_joint - self.log_q
 
     @property
+    def log_w_given(self) -> Tensor:
+        """log p(x, z | u) - log q(z | x, u) of each particle and datum, at the draw u ~ q(u) of the latents that all
+        data share; `log_w` where there are none."""
+        total = self.log_likelihood
+        for name, term in self.log_prior.items():
+            total = total if name in self.shared else total + term
+        for name, term in self.log_guide.items():
+            total = total if name in self.shared else total - term
+        return total
+
+    @property
     def log_q_enumerated(self) -> Tensor:
         """log q of the enumerated sites alone; 0 where there are none."""
         total = self.log_likelihood.new_zeros(())
@@ -477,8 +488,9 @@ def sample_sites(trace: Trace) -> list[tuple[str, Any]]:
 
 
 def point_masses(guide_trace: Trace) -> tuple[str, ...]:
-    """The latent sites that a guide puts at a point: draws of a `Delta` whose log-density is 0, unless the guide draws
-    auxiliary sites beside them that have the density, as Pyro's `AutoContinuous` does. It looks at tensors' values."""
+    """The latent sites of each datum that a guide puts at a point: draws of a `Delta` whose log-density is 0, unless
+    the guide draws auxiliary sites beside them that have the density, as Pyro's `AutoContinuous` does. It looks at
+    tensors' values."""
     sites = {name: site for name, site in sample_sites(guide_trace) if not site["is_observed"]}
     points = {name for name, site in sites.items() if _is_point(site["fn"])}
     others = [site for name, site in sites.items() if site["infer"].get("is_auxiliary") and name not in points]
@@ -486,7 +498,10 @@ def point_masses(guide_trace: Trace) -> tuple[str, ...]:
     return tuple(
         name
         for name, site in sites.items()
-        if name in points and not site["infer"].get("is_auxiliary") and is_per_datum(site) not in with_density
+        if name in points
+        and not site["infer"].get("is_auxiliary")
+        and is_per_datum(site)  # of what all data share no weight is made
+        and True not in with_density
     )
 
 

@@ -413,9 +413,21 @@ def test_every_pair_has_the_objectives_convention(name: str) -> None:
     json.dumps(got.to_json(), allow_nan=False)
 
 
-def test_latents_shared_by_all_data_are_refused() -> None:
-    with pytest.raises(InputError, match="shared by all data"):
-        log_marginal(*programs.pair("global"), 10)
+def test_of_latents_shared_by_all_data_each_datum_is_predicted() -> None:
+    """log E_q(w)[p(x | w)] by the same draws, and its bound, in which w's divergence is no part."""
+    model, guide, batch = programs.pair("global")
+    got = evaluate(model, guide, batch, particles=30, chunk=10**6, seed=2)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        w = log_weights(model, guide, batch, particles=30)
+        log_w = w.log_likelihood + w.log_prior["z"] - w.log_guide["z"]
+    assert got.log_marginal.shared == ("w",)
+    torch.testing.assert_close(got.log_marginal.log_px, log_w.logsumexp(0) - math.log(30), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got.bound.elbo, log_w.mean(0), rtol=1e-12, atol=1e-12)
+    # draws of w are the same for all data: their errors do not average out
+    assert got.elbo.se == pytest.approx(float(got.bound.elbo_se.mean()))
+    assert set(got.active_units.variances) == {"z"}
+    assert got.to_json()["given"] == ["w"]
 
 
 # -- the bound -----------------------------------------------------------------------------------------------------

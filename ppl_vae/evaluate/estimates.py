@@ -28,11 +28,14 @@ class Estimate:
     n: int
 
     @classmethod
-    def of(cls, values: Tensor, se: Tensor) -> Estimate:
-        r"""From values (N,) and their independent Monte Carlo errors (N,): mean, :math:`\sqrt{\sum_n se_n^2} / N`."""
+    def of(cls, values: Tensor, se: Tensor, independent: bool = True) -> Estimate:
+        r"""From values (N,) and their Monte Carlo errors (N,): mean, and its error :math:`\sqrt{\sum_n se_n^2} / N`;
+        of errors that are not independent, as of draws that all data share, at most :math:`\sum_n se_n / N`.
+        """
         n = values.shape[0]
         data_se = (values.std() / math.sqrt(n)).item() if n > 1 else math.nan
-        return cls(values.mean().item(), se.square().sum().sqrt().item() / n, data_se, n)
+        error = se.square().sum().sqrt() if independent else se.sum()
+        return cls(values.mean().item(), error.item() / n, data_se, n)
 
     def __str__(self) -> str:
         return f"{self.mean:.2f} ± {self.se:.2g}"

@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..batch import Batch
+from ..core import Guide
 from ..errors import InputError
 from ..networks import Condition
 from ..objectives.base import check_particles
@@ -18,6 +19,8 @@ from .chunked import Data, Source, chunk_for, device_of, evaluation, spans
 from .latents import latent_sites, moments
 
 __all__ = ["Samples", "generation", "reconstruct", "sample"]
+
+_AT_ONCE = 100  # draws of what all data share
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,20 +31,22 @@ class Samples:
     draw: Tensor
 
 
-def sample(model: Program, batch: int | Batch, *, seed: int | None = None) -> Samples:
+def sample(model: Program, batch: int | Batch, *, guide: Guide | None = None, seed: int | None = None) -> Samples:
     """Generate x from the model: z from its prior, then x.
 
     Args:
         model: any program over a `Batch`, with x at a site named "x".
         batch: how many, or a batch that says what they are conditioned on, as ``Batch(y=torch.arange(10))``; its x is
             not looked at.
+        guide: of a model with latents that all data share: draws them, anew for each x, which is then a draw of the
+            posterior predictive distribution. None: from their prior, one draw for all x.
         seed: as in `log_marginal`.
 
     Returns:
         `Samples`, on the CPU.
 
     Raises:
-        InputError: no number of samples, a label that is no class of the model.
+        InputError: no number of samples, a label that is no class of the model; a guide that draws nothing shared.
     """
     if not isinstance(batch, Batch):
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
@@ -52,9 +57,26 @@ def sample(model: Program, batch: int | Batch, *, seed: int | None = None) -> Sa
     device = device_of(model)
     if device is not None:
         batch = batch.to(device)
-    with evaluation(model, seed=seed, device=device):
-        trace: Any = poutine.trace(model).get_trace(generation(batch))
-        return Samples(_x_mean(trace).cpu(), trace.nodes["x"]["value"].cpu())
+    if guide is None:
+        with evaluation(model, seed=seed, device=device):
+            trace: Any = poutine.trace(model).get_trace(generation(batch))
+            return Samples(_x_mean(trace).cpu(), trace.nodes["x"]["value"].cpu())
+    shared = getattr(guide, "shared", None)
+    if not isinstance(shared, Guide):
+        raise InputError(f"guide={type(guide).__name__} has no latents that all data share; leave it out")
+    means: list[Tensor] = []
+    draws: list[Tensor] = []
+    # without conditions all x are alike, and drawn as particles of one
+    alike = not any(isinstance(t, Tensor) for t in batch)
+    with evaluation(model, guide, seed=seed, device=device):
+        for start, stop in spans(batch.size, _AT_ONCE if alike else 1):
+            one = Batch(n=1) if alike else batch.take(slice(start, stop))
+            with particle_plate(stop - start):
+                known = poutine.condition(model, data=shared(one))
+                trace = poutine.trace(known).get_trace(generation(one))
+            for into, x in ((means, _x_mean(trace)), (draws, trace.nodes["x"]["value"])):
+                into.append(x.expand(stop - start, 1, *trace.nodes["x"]["fn"].event_shape).squeeze(1).cpu())
+    return Samples(torch.cat(means), torch.cat(draws))
 
 
 def reconstruct(

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..compiled import CompiledFunction
 from ..errors import InputError
+from ..isolation import untouched
 from ..objectives.base import check_particles
 from ..objectives.iwae import sum_enumerated
 from ..psis import RELIABLE, khat_from_largest, tail_length
-from ..weights import LogWeights, Program, log_weights
+from ..weights import LogWeights, Program, is_per_datum, log_weights
 from .chunked import Data, Source, chunk_for, device_of, evaluation, spans
 from .estimates import Estimate, Moments
+from .latents import latent_sites
 
 __all__ = ["Bound", "LogMarginal", "Progress", "effective_sample_size", "elbo", "log_marginal", "marginal_and_bound"]
 
@@ -28,7 +30,8 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class LogMarginal:
-    """log p(x) of N data by importance sampling; of a conditional model, log p(x | y).
+    """log p(x) of N data by importance sampling; of a conditional model, log p(x | y); of a model with latents u that
+    all data share, log E_q(u)[p(x | u)].
 
     Args:
         log_px: (N,) log of the mean weight, nats. Its expectation lies below log p(x), by about se²/2.
@@ -37,6 +40,7 @@ class LogMarginal:
         ess: (N,) effective number of particles, (Σ w)² / Σ w², between 1 and K.
         particles: K.
         data: which data these are.
+        shared: the latents u that all data share.
     """
 
     log_px: Tensor
@@ -45,6 +49,7 @@ class LogMarginal:
     ess: Tensor
     particles: int
     data: str
+    shared: tuple[str, ...] = ()
 
     @property
     def unreliable(self) -> Tensor:
@@ -65,12 +70,15 @@ class LogMarginal:
     @property
     def estimate(self) -> Estimate:
         """`mean` with both of its standard errors."""
-        return Estimate.of(self.log_px, self.se)
+        return Estimate.of(self.log_px, self.se, independent=not self.shared)
 
 
 @dataclass(frozen=True, eq=False)
 class Bound:
     """The evidence lower bound and its two parts, by Monte Carlo: elbo = log_likelihood - kl. All (N,), nats.
+
+    Of a model with latents u that all data share it is E_q(u)[ELBO of log p(x | u)]; KL(q(u) ‖ p(u)), which is of no
+    datum, is no part of it.
 
     Args:
         elbo: E_q[log p(x, z) - log q(z | x)].
@@ -79,6 +87,7 @@ class Bound:
         elbo_se, kl_se, log_likelihood_se: Monte Carlo standard errors; NaN with one particle.
         particles: draws a datum.
         data: which data these are.
+        shared: the latents u that all data share.
     """
 
     elbo: Tensor
@@ -89,14 +98,14 @@ class Bound:
     log_likelihood_se: Tensor
     particles: int
     data: str
+    shared: tuple[str, ...] = ()
 
     @property
     def estimates(self) -> dict[str, Estimate]:
         """Means over the data: "elbo", "kl", "log_likelihood"."""
         return {
-            "elbo": Estimate.of(self.elbo, self.elbo_se),
-            "kl": Estimate.of(self.kl, self.kl_se),
-            "log_likelihood": Estimate.of(self.log_likelihood, self.log_likelihood_se),
+            name: Estimate.of(getattr(self, name), getattr(self, f"{name}_se"), independent=not self.shared)
+            for name in ("elbo", "kl", "log_likelihood")
         }
 
 
@@ -119,6 +128,11 @@ def log_marginal(
     of them only the largest ~3√K are kept for k-hat: memory does not grow with K. `chunk` changes which random numbers
     are drawn for what, and nothing else.
 
+    Of latents u that all data share, as the weights of a network, each particle has a draw from q(u), and
+    w = p(x, z | u) / q(z | x, u): what is estimated is the predictive density log ∫ q(u) p(x_n | u) du of each datum by
+    itself. Of data that q(u) was not fitted to it says how well they are predicted; it is not the marginal likelihood
+    of a data set.
+
     Args:
         model, guide: a pair of programs over a `Batch`.
         data: a data set (dynamic binarization is drawn once, as by `DataSet.fixed`), a batch with x, or x.
@@ -133,14 +147,14 @@ def log_marginal(
         `LogMarginal`, on the CPU in float64.
 
     Raises:
-        InputError: a pair that breaks a rule, data outside of the support, a latent site shared by all data, a guide
-            that is a point mass, a weight that is NaN or infinite.
+        InputError: a pair that breaks a rule, data outside of the support, a guide that is a point mass, a weight that
+            is NaN or infinite.
     """
     with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
         source = Source(data, model, guide)
         sums = (lambda: _WeightSums(particles),)
         (weights,) = _scan(model, guide, source, particles, chunk, progress, sums, compile)
-    return _log_marginal(weights, particles, source)
+        return _log_marginal(weights, particles, source, _shared(model, guide, source))
 
 
 def elbo(
@@ -162,7 +176,7 @@ def elbo(
     with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
         source = Source(data, model, guide)
         (terms,) = _scan(model, guide, source, particles, chunk, progress, (_BoundSums,))
-    return Bound(**terms, particles=particles, data=source.description)
+        return Bound(**terms, particles=particles, data=source.description, shared=_shared(model, guide, source))
 
 
 def marginal_and_bound(
@@ -177,17 +191,26 @@ def marginal_and_bound(
     """Both from the same draws, for callers that hold an `evaluation`."""
     make = (lambda: _WeightSums(particles), _BoundSums)
     weights, terms = _scan(model, guide, source, particles, chunk, progress, make, compile)
-    return _log_marginal(weights, particles, source), Bound(**terms, particles=particles, data=source.description)
+    shared = _shared(model, guide, source)
+    bound = Bound(**terms, particles=particles, data=source.description, shared=shared)
+    return _log_marginal(weights, particles, source, shared), bound
 
 
-def _log_marginal(weights: dict[str, Tensor], particles: int, source: Source) -> LogMarginal:
+def _shared(model: Program, guide: Program, source: Source) -> tuple[str, ...]:
+    """The latents that all data share."""
+    batch = source.batch(0, 1)
+    with untouched(model, guide, batch):
+        return tuple(name for name, site in latent_sites(guide, batch).items() if not is_per_datum(site))
+
+
+def _log_marginal(weights: dict[str, Tensor], particles: int, source: Source, shared: tuple[str, ...]) -> LogMarginal:
     bad = ~(weights["log_px"] < math.inf)
     if bool(bad.any()):
         raise InputError(
             f"log p(x, z) - log q(z | x) is NaN or infinite for datum {int(bad.nonzero()[0])} of {source.description}: "
             "the pair's parameters are not finite, or its distributions are degenerate there"
         )
-    return LogMarginal(**weights, particles=particles, data=source.description)
+    return LogMarginal(**weights, particles=particles, data=source.description, shared=shared)
 
 
 def effective_sample_size(log_w: Tensor) -> Tensor:
@@ -212,7 +235,8 @@ class _Scores(nn.Module):
 
     def forward(self, batch: Batch, count: int) -> tuple[None, Tensor]:
         w = log_weights(*self.programs, batch, particles=count)
-        terms = [sum_enumerated(w, w.log_w), _expected(w, w.log_w), _expected(w, w.log_likelihood)]
+        log_w = w.log_w_given
+        terms = [sum_enumerated(w, log_w), _expected(w, log_w), _expected(w, w.log_likelihood)]
         return None, torch.stack([term.expand(w.particles, w.size) for term in terms])
 
 

@@ -15,8 +15,9 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 
 from ..batch import Batch
 from ..errors import InputError
+from ..isolation import untouched
 from ..objectives.base import check_particles
-from ..weights import Program, log_weights, particle_plate
+from ..weights import Program, is_per_datum, log_weights, particle_plate
 from .chunked import Data, Source, chunk_for, device_of, evaluation, spans
 from .estimates import Moments
 
@@ -111,7 +112,7 @@ class ActiveUnits:
 def encode(
     model: Program, guide: Program, data: Data, draws: int = 100, chunk: int | None = None, *, seed: int | None = None
 ) -> Encoding:
-    """Posterior means and standard deviations of every latent site of continuous values.
+    """Posterior means and standard deviations of every latent site of each datum, of continuous values.
 
     Args:
         model, guide, data, chunk, seed: as in `log_marginal`.
@@ -196,7 +197,7 @@ def _draws(guide: Program, batch: Batch, particles: int) -> dict[str, Tensor]:
     return {
         name: site["value"].expand(particles, batch.size, *site["fn"].event_shape)
         for name, site in sites.items()
-        if not _is_discrete(site["fn"])
+        if is_per_datum(site) and not _is_discrete(site["fn"])
     }
 
 
@@ -224,8 +225,11 @@ def encoding_of(model: Program, guide: Program, source: Source, draws: int, chun
     """`encode`, for callers that hold an `evaluation`."""
     check_particles(draws)
     source.check(model, guide)
-    exact = moments(guide, source.batch(0, 1)) is not None
+    first = source.batch(0, 1)
+    exact = moments(guide, first) is not None
     count = 1 if exact else draws
+    with untouched(guide, first):
+        own = [name for name, site in latent_sites(guide, first).items() if is_per_datum(site)]
 
     def code(batch: Batch, particles: int) -> object:
         return moments(guide, batch) if exact else _draws(guide, batch, particles)
@@ -238,6 +242,8 @@ def encoding_of(model: Program, guide: Program, source: Source, draws: int, chun
         sites = moments(guide, batch) if exact else _moments_by_draws(guide, batch, draws, size.particles)
         assert sites is not None
         for name, (mean, scale) in sites.items():
+            if name not in own:
+                continue
             means.setdefault(name, []).append(mean.cpu())
             scales.setdefault(name, []).append(scale.cpu())
     return Encoding(
@@ -276,8 +282,9 @@ def kl_by_dimension_of(model: Program, guide: Program, source: Source, chunk: in
 
     def kl(batch: Batch, particles: int) -> dict[str, Tensor]:
         sites = _distributions(guide, batch)
-        pairs = log_weights(model, guide, batch, particles=particles).pairs
-        return {name: _kl(name, sites[name], pair.model, batch.size) for name, pair in pairs.items()}
+        w = log_weights(model, guide, batch, particles=particles)
+        own = {name: pair for name, pair in w.pairs.items() if name not in w.shared}
+        return {name: _kl(name, sites[name], pair.model, batch.size) for name, pair in own.items()}
 
     values: dict[str, list[Tensor]] = {}
     for start, stop in spans(source.size, chunk_for(kl, source, 1, chunk).rows):

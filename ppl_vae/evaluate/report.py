@@ -75,6 +75,7 @@ class Evaluation:
             "data": self.data,
             "n": self.n,
             "particles": self.particles,
+            "given": list(self.log_marginal.shared),
             "elbo": _json(dataclasses.asdict(self.elbo)),
             "kl": _json(dataclasses.asdict(self.kl)),
             "log_likelihood": _json(dataclasses.asdict(self.log_likelihood)),
@@ -126,7 +127,8 @@ def evaluate(
     bits = None
     if source.likelihood is not None and source.likelihood.discrete and source.discrete:
         each = bits_per_dimension(marginal.log_px, source.data, source.likelihood)
-        bits = Estimate.of(each, bits_per_dimension(-marginal.se, source.data, source.likelihood))
+        errors = bits_per_dimension(-marginal.se, source.data, source.likelihood)
+        bits = Estimate.of(each, errors, independent=not marginal.shared)
     return Evaluation(
         data=source.description,
         n=source.size,

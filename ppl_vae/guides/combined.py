@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ..batch import Batch
-from ..core import Guide, LatentModel
+from ..core import Encoder, Guide, LatentModel
 from ..errors import InputError
 from .shared import Shared, shared_latents
 
-__all__ = ["Combined", "DatumPart", "datum_part"]
+__all__ = ["Combined", "DatumPart", "OfBatchAlone", "datum_part"]
 
 
 class DatumPart(LatentModel):
@@ -117,6 +119,28 @@ class Combined(Guide):
         self.scores_given = self.shared.scores_given and local.scores_given
         self.density = self.shared.density and local.density
 
+    @property
+    def size(self) -> int | None:
+        """N, where `local` has parameters for each datum."""
+        return getattr(self.local, "size", None)
+
+    @property
+    def renew(self) -> Callable[[int], Combined]:
+        """Makes a guide for other data, where `local` does: with a fresh `local`, and this q(w), which does not train,
+        for w was learned from the data that this guide is of."""
+        own = getattr(self.local, "renew", None)
+        if not callable(own):
+            raise AttributeError("renew")  # as if there were none
+
+        def renew(size: int) -> Combined:
+            fresh = own(size)
+            new = copy.deepcopy(self)
+            new.local = fresh
+            new.shared.requires_grad_(False)
+            return new
+
+        return renew
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         draws: dict[str, Tensor] = self.shared(batch)
         # the local guide opens the data plate, and is the only one to do so
@@ -128,6 +152,28 @@ class Combined(Guide):
             return super().distribution(batch)
         sites = {**self.shared.distribution(batch), **self.local.distribution(batch)}
         return {name: sites[name] for name in self.sites}
+
+
+class OfBatchAlone(Encoder):
+    r"""An encoder that passes over the values of other latents, for a guide that uses them but does not encode them.
+
+    Features (\*S, N, F) are the same for all values.
+
+    Args:
+        encoder: of a batch.
+        model: which declares those latents.
+    """
+
+    def __init__(self, encoder: Encoder, model: LatentModel) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.features = encoder.features
+        self.event_dims = {name: len(spec.event_shape) for name, spec in model.latents.items()}
+
+    def forward(self, batch: Batch, **latents: Tensor) -> Tensor:
+        features: Tensor = self.encoder(batch)
+        left = [value.shape[: value.dim() - self.event_dims[name]] for name, value in latents.items()]
+        return features.expand(*torch.broadcast_shapes(features.shape[:-1], *left), self.features)
 
 
 def _check_sites(argument: str, guide: Guide, wanted: Sequence[str], model: LatentModel) -> None:

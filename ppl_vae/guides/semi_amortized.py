@@ -80,6 +80,7 @@ class SemiAmortized(Amortized):
         Marino, Yue and Mandt, Iterative amortized inference, ICML 2018 (https://arxiv.org/abs/1807.09356).
     """
 
+    needs_shared = True
     signs: Tensor
 
     def __init__(

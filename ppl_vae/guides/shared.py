@@ -37,7 +37,8 @@ class Shared(Guide):
         family: "mean-field"; "full-rank", with correlations within sites and between them; "point", whose ELBO is
             log p(x, w) and makes w a maximum a posteriori: no bound on log p(x), since a point has no density.
         scale: the standard deviation to start from, in the unconstrained space.
-        start: values (\*event) of sites to start from, in their supports; None: 0 in the unconstrained space.
+        start: values (\*event) of sites to start from, in their supports; of others the model's `start`, and where
+            that says nothing 0 in the unconstrained space.
 
     With "full-rank" each site is drawn given those before it, N(w_i; m_i + Σ_{j<i} A_ij (w_j - m_j), L_i L_iᵀ), which
     together are any Gaussian over all of them.
@@ -73,6 +74,7 @@ class Shared(Guide):
                     f"family='full-rank' is over vectors; {name!r} of {type(model).__name__} has events "
                     f"{tuple(spec.event_shape)}: declare it as a vector, or use 'mean-field'"
                 )
+        start = {**model.start(), **start}
         self.family = family
         self.sites = tuple(latents)
         self.scores_given = family != "point"
