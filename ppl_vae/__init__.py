@@ -24,6 +24,7 @@ from .objectives import (
     Renyi,
     ScoreClimbing,
     ScoreFunction,
+    SemiSupervised,
     TransportScoreClimbing,
     Wake,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "Samples",
     "ScoreClimbing",
     "ScoreFunction",
+    "SemiSupervised",
     "TransportScoreClimbing",
     "Wake",
     "build",

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from .core import Encoder, Guide, LatentModel, LatentSpec
 from .data import DataSet
 from .errors import InputError, check_count, choose
-from .guides import Combined, datum_part, guides
+from .guides import Combined, classified, datum_part, guides
+from .guides.classified import gives_class
 from .guides.combined import OfBatchAlone
+from .labels import class_site
 from .likelihoods import Likelihood, likelihoods
 from .models import models
 from .networks import Condition, decoder, encoder, kinds
@@ -42,9 +44,9 @@ T = TypeVar("T")
 
 # Arguments that are given to a part, and are none of its options.
 _TO_GUIDE = ("model", "encoder", "size")
-_TO_MODEL = ("decoder", "likelihood", "latent", "condition")
+_TO_MODEL = ("decoder", "likelihood", "latent", "condition", "classes")
 _TO_PRIOR = ("size", "shape", "start", "loc", "scale")
-_TO_OBJECTIVE = ("model", "size")
+_TO_OBJECTIVE = ("model", "size", "labelled")
 
 _AVERAGED = 10_000
 
@@ -212,14 +214,22 @@ def build_model(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentMod
         likelihood.standardize(x)
     model_class = models.get(config.model)
     given: dict[str, Any] = {}
-    if "condition" in inspect.signature(model_class).parameters:
+    takes = inspect.signature(model_class).parameters
+    if "classes" in takes:
+        if len(spec.class_names) < 2:
+            raise InputError(
+                f"model={config.model!r} tells classes apart, and {spec.description!r} has "
+                f"{len(spec.class_names) or 'no'} labels; use model='vae', or data with a label column"
+            )
+        given["classes"] = len(spec.class_names)
+    if "condition" in takes:
         if not spec.class_names and not spec.context:
             raise InputError(
                 f"model={config.model!r} is conditioned on labels or a context, and {spec.description!r} has neither; "
                 "use model='vae', or data with a label column"
             )
         given["condition"] = Condition(len(spec.class_names), spec.context)
-    width = given["condition"].width if given else 0
+    width = given["condition"].width if "condition" in given else given.get("classes", 0)
     features = _encoder(config, spec, x, given.get("condition"))
     decode = decoder(
         config.network,
@@ -284,6 +294,9 @@ def build_guide(
     A registered guide over each datum's latents becomes `Combined` where the model has latents that all data share,
     with independent Gaussians over these.
 
+    Where the model has a latent class beside its continuous latents, a class of the registry makes the guide of these,
+    and `Classified` adds the classifier.
+
     Args:
         part: called with the model, and with `encoder` and `size` where it has arguments of these names.
         model: what it is for.
@@ -297,6 +310,13 @@ def build_guide(
     """
     name = name or str(getattr(part, "__name__", type(part).__name__))
     known = next((each for each in map(guides.get, guides) if each is part), None)
+    if known is not None and isinstance(model, LatentModel) and class_site(model):
+
+        def family(model: LatentModel, encoder: Encoder) -> Guide:
+            made: Guide = build_guide(part, model, encoder, size, options, name)
+            return made
+
+        return classified(model, encoder, family, gives_class(model, known))
     shared = () if known is None or known.takes_shared else _shared(model)
     given = shared if known is not None and known.needs_shared else ()
     whole = cast("LatentModel", model)
@@ -314,7 +334,9 @@ def _shared(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, spec in getattr(model, "latents", {}).items() if spec.scope != "datum")
 
 
-def build_objective(name: str, model: nn.Module | None = None, size: int | None = None, **options: Any) -> Objective:
+def build_objective(
+    name: str, model: nn.Module | None = None, size: int | None = None, data: DataSet | None = None, **options: Any
+) -> Objective:
     """An objective by name, with the options that were given (those that are None were not).
 
     Args:
@@ -322,13 +344,15 @@ def build_objective(name: str, model: nn.Module | None = None, size: int | None 
         model: for objectives that keep something of its latents.
         size: number of training data, for objectives that keep something for each, and for models with latents that
             all data share.
+        data: training data, of which an objective may keep those with a label.
         options: arguments of its constructor.
 
     Raises:
         InputError: an unknown name; an option that this objective does not take; a value that it refuses.
     """
     part, checked = objectives.get(name), check_objective_options(name, **options)
-    offered: dict[str, Any] = {"model": model, "size": size}
+    labelled = data is not None and data.y is not None and bool((data.y >= 0).any())
+    offered: dict[str, Any] = {"model": model, "size": size, "labelled": data if labelled else None}
     offered = {key: value for key, value in offered.items() if value is not None}
     if model is not None and _shared(model):
         offered["data_size"] = size
@@ -344,7 +368,8 @@ def check_objective_options(name: str, **options: Any) -> dict[str, Any]:
     part = objectives.get(name)
     given = {key: value for key, value in options.items() if value is not None}
     checked = check_options("objective", name, part, given, _TO_OBJECTIVE)
-    if not set(_TO_OBJECTIVE) & inspect.signature(part).parameters.keys():
+    needed = [p for name, p in inspect.signature(part).parameters.items() if name in _TO_OBJECTIVE]
+    if all(p.default is not p.empty for p in needed):
         part(**checked)
     return checked
 

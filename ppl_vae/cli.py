@@ -114,6 +114,14 @@ Binarize = Annotated[
         show_default=False,
     ),
 ]
+Labels = Annotated[
+    int | None,
+    typer.Option(
+        help="Keep so many labels of the training data, as many of each class, as for m2. (default: all)",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
 DataDir = Annotated[Path, typer.Option(help="Where torchvision's data sets are kept.", rich_help_panel=_DATA)]
 Download = Annotated[bool, typer.Option(help="Whether what is missing may be downloaded.", rich_help_panel=_DATA)]
 Model = Annotated[str, typer.Option(help="See `ppl-vae list`.", rich_help_panel=_PARTS)]
@@ -131,7 +139,14 @@ Prior = Annotated[
     str,
     typer.Option(help="p(z), see `ppl-vae list`; with options as in mixture:components=50.", rich_help_panel=_PARTS),
 ]
-Objective = Annotated[str, typer.Option(help=f"{', '.join(sorted(objectives))}.", rich_help_panel=_PARTS)]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(sorted(objectives))}. (default: elbo, or what the model is made for)",
+        rich_help_panel=_PARTS,
+        show_default=False,
+    ),
+]
 LikelihoodName = Annotated[
     str | None,
     typer.Option(help="See `ppl-vae list`. (default: what fits the data)", rich_help_panel=_PARTS, show_default=False),
@@ -140,7 +155,12 @@ Network = Annotated[str, typer.Option(help="mlp, conv, residual, partial.", rich
 Latent = Annotated[int, typer.Option(help="Dimensions of z.", rich_help_panel=_PARTS)]
 Hidden = Annotated[str, typer.Option(help="Widths of the hidden layers.", rich_help_panel=_PARTS)]
 Beta = Annotated[float | None, typer.Option(help="The KL's weight (elbo). (default: 1)", rich_help_panel=_PARTS)]
-Alpha = Annotated[float | None, typer.Option(help="The bound's order (renyi), not 1.", rich_help_panel=_PARTS)]
+Alpha = Annotated[
+    float | None,
+    typer.Option(
+        help="The bound's order (renyi), not 1; the classifier's weight (semi-supervised).", rich_help_panel=_PARTS
+    ),
+]
 Particles = Annotated[int | None, typer.Option(help="Draws a datum, in training.", rich_help_panel=_PARTS)]
 Epochs = Annotated[
     int | None,
@@ -193,6 +213,7 @@ DrawSeed = Annotated[int, typer.Option("--seed", help="Of the draws.")]
 _RECIPE: dict[str, Any] = {
     "data": Data,
     "binarize": Binarize,
+    "labels": Labels,
     "data_dir": DataDir,
     "download": Download,
     "model": Model,
@@ -618,7 +639,9 @@ def prior(
 @app.command()
 def sample(
     run: RunFolder,
-    label: Annotated[str | None, typer.Option(help="A class, by name or number (cvae).", show_default=False)] = None,
+    label: Annotated[
+        str | None, typer.Option(help="A class, by name or number (cvae, m2).", show_default=False)
+    ] = None,
     count: Annotated[
         int | None,
         typer.Option(

@@ -872,6 +872,8 @@ def _summary_json(contender: Contender) -> dict[str, Any]:
         for name in ("elbo", "kl", "log_likelihood", "log_px", "ess")
     }
     divergences = [t.divergence for t in done if t.divergence is not None]
+    errors = [t.evaluation.error for t in done if t.evaluation is not None and t.evaluation.error is not None]
+    numbers["error"] = Spread.of([e.mean for e in errors]).to_json() if errors else None
     numbers["kl_to_posterior"] = Spread.over(divergences).to_json() if divergences else None
     return {"guide": contender.guide, "seeds": [t.seed for t in done], **numbers}
 

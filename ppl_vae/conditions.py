@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .errors import InputError, choose
+from .labels import class_count
 from .networks import Condition
 
 __all__ = ["Conditions", "class_number", "conditions"]
@@ -54,7 +55,7 @@ def conditions(
     if count is not None and count < 1:
         raise InputError(f"n={count} generates nothing; give 1 or more")
     given = getattr(model, "condition", None)
-    classes, width = (given.classes, given.context) if isinstance(given, Condition) else (0, 0)
+    classes, width = class_count(model), given.context if isinstance(given, Condition) else 0
     if label is not None and not classes:
         raise InputError(
             f"label={label!r} needs a model that is conditioned on classes, and {type(model).__name__} is not; train "

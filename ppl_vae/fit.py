@@ -24,9 +24,10 @@ from .data import DataSet
 from .errors import InputError, choose
 from .folder import check_folder, read_run
 from .isolation import cuda_in, restored
+from .labels import class_count
 from .likelihoods import Likelihood
 from .loader import Data, as_data
-from .networks import Condition, set_precision
+from .networks import set_precision
 from .objectives import ELBO, Objective
 from .processes import launch
 from .threads import few_threads
@@ -395,8 +396,7 @@ def _check_devices(count: int, where: torch.device, given: str | torch.device) -
 
 def _check_values(model: nn.Module, data: Data, argument: str) -> None:
     """Raise `InputError` for x outside of the likelihood's support and for labels that are no class of the model."""
-    condition = getattr(model, "condition", None)
-    classes = condition.classes if isinstance(condition, Condition) else 0
+    classes = class_count(model)
     y = data.y if isinstance(data, DataSet) else data.batch().y if classes else None
     if classes and y is not None and not bool(((y >= -1) & (y < classes)).all()):
         row = int(((y < -1) | (y >= classes)).nonzero()[0])

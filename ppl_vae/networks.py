@@ -4,7 +4,8 @@ distributions."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -22,6 +23,7 @@ from .errors import InputError, check_count, choose
 __all__ = [
     "MLP",
     "BodyEncoder",
+    "ClassEncoder",
     "Condition",
     "ConvDecoder",
     "ConvEncoder",
@@ -502,6 +504,7 @@ class BodyEncoder(Encoder):
         self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.get_default_dtype()))
         extra = latents + (condition.width if condition is not None else 0)
         self.mix = MLP(features + extra, (), features, activation, activate_last=True) if image and extra else None
+        self.made_by: Callable[..., BodyEncoder] | None = None
 
     def forward(self, batch: Batch, **latents: Tensor) -> Tensor:
         if batch.x is None:
@@ -524,6 +527,44 @@ class BodyEncoder(Encoder):
             return features
         features = self.encoder_body(x)
         return features if self.mix is None else self.mix(join(features, *others))
+
+    def sibling(self, latents: int = 0) -> BodyEncoder:
+        """Another encoder of the same sizes with weights of its own, for other latents.
+
+        Args:
+            latents: total width of the latents that it is handed.
+
+        Raises:
+            InputError: this one was not made by `networks.encoder`, and nothing is known of its sizes.
+        """
+        if self.made_by is None:
+            raise InputError("this encoder was made of parts: another like it is to be made by hand")
+        return self.made_by(latents=latents, loc=self.loc.clone(), scale=self.scale.clone())
+
+
+class ClassEncoder(Encoder):
+    """An encoder of a batch and a class: number y (\\*S, N) at a latent site, handed on one-hot, (\\*S, N, C).
+
+    Args:
+        encoder: takes C numbers more than x.
+        site: the latent site of the class.
+        classes: C.
+    """
+
+    eye: Tensor
+
+    def __init__(self, encoder: Encoder, site: str, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.features = encoder.features
+        self.site = site
+        self.register_buffer("eye", torch.eye(classes), persistent=False)
+
+    def forward(self, batch: Batch, **latents: Tensor) -> Tensor:
+        if self.site not in latents:
+            raise InputError(f"this encoder sees the class: give it {self.site}, (*S, N)")
+        features: Tensor = self.encoder(batch, **{**latents, self.site: self.eye[latents[self.site]]})
+        return features
 
 
 def encoder(
@@ -560,7 +601,9 @@ def encoder(
         body = ConvEncoder(shape_in, _channels(hidden), hidden[-1], None, activation, residual=kind == "residual")
     else:
         body = MLP(inputs, hidden[:-1], hidden[-1], activation, residual=kind == "residual", activate_last=True)
-    return BodyEncoder(body, shape, hidden[-1], condition, latents, image, loc, scale, mask, activation)
+    made = BodyEncoder(body, shape, hidden[-1], condition, latents, image, loc, scale, mask, activation)
+    made.made_by = partial(encoder, kind, tuple(shape), tuple(hidden), condition, mask=mask, activation=activation)
+    return made
 
 
 def decoder(

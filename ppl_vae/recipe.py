@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -30,7 +31,9 @@ from .data.load import TRAIN_SEED
 from .errors import InputError, choose
 from .fit import Callback, FitResult, fit, resolve_device
 from .guides import guides
+from .labels import class_count
 from .likelihoods import likelihoods
+from .models import models
 from .networks import Condition
 from .objectives import Objective
 from .options import parse
@@ -57,7 +60,9 @@ class Recipe:
 
     Args:
         data: a name or a path, see `ppl_vae.data.load`.
+        labels: of the training data so many keep their label, as many of each class, by the seed; None: all do.
         model, guide, prior, objective: names, see `ppl-vae list`, with options after colons: "low-rank:rank=3".
+            The objective None: elbo, and semi-supervised for a model that learns from labelled and unlabelled data.
         likelihood: None: bernoulli for binarized data, discretized-logistic for levels, continuous-bernoulli for images
             in [0, 1], gaussian-learned for tables.
         binarize: None: "dynamic" for grey images with levels under a Bernoulli; otherwise "none".
@@ -72,9 +77,10 @@ class Recipe:
     """
 
     data: str = "digits"
+    labels: int | None = None
     model: str = "vae"
     guide: str = "mean-field"
-    objective: str = "elbo"
+    objective: str | None = None
     prior: str = PLAIN_PRIOR
     likelihood: str | None = None
     binarize: Binarize | None = None
@@ -283,6 +289,9 @@ def prepare(recipe: Recipe, loaded: DataSplits | None = None, given: Given | Non
         raise InputError(f"seed={recipe.seed!r} must be a whole number, 0 to 2**32 - 1")
     # names and numbers are looked at before data are read, which may take a download
     pair = _pair(recipe, given)
+    if recipe.objective is None:
+        learns = getattr(given.model if given.model is not None else models.get(pair.model), "takes_labels", False)
+        recipe = recipe.replace(objective="semi-supervised" if learns else "elbo")
     name, options = _objective(recipe)
     check_objective_options(name, **options)
     resolve_device(recipe.device)
@@ -308,10 +317,15 @@ def prepare(recipe: Recipe, loaded: DataSplits | None = None, given: Given | Non
     if recipe.patience is not None:
         train, validation = split(data.train, VALIDATION_SHARE, recipe.seed)
         data = DataSplits(train, data.test)
+    if recipe.labels is not None:
+        # a label that is held out would be one more that is known: what is watched is x alone
+        data = DataSplits(data.train.keep_labels(recipe.labels, recipe.seed), data.test)
+        validation = None if validation is None else validation.hide_labels()
     size = len(data.train)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
         model, guide = _build(pair, data.train, given, recipe.guide)
+    _check_labels(recipe, model, data.train)
     recipe = recipe.replace(
         likelihood=likelihood if given.model is None else _name_of_likelihood(model),
         binarize=data.train.binarize,
@@ -319,7 +333,7 @@ def prepare(recipe: Recipe, loaded: DataSplits | None = None, given: Given | Non
         batch_size=min(BATCH_SIZE, size) if recipe.batch_size is None else recipe.batch_size,
     )
     own = given.model is not None or given.guide is not None
-    objective = build_objective(name, model, size, **options)
+    objective = build_objective(name, model, size, data.train, **options)
     return Ingredients(recipe, None if own else pair, data, validation, model, guide, objective, data_options)
 
 
@@ -394,6 +408,37 @@ def _own_model(factory: Callable[..., nn.Module], train: DataSet) -> nn.Module:
     return model
 
 
+def _check_labels(recipe: Recipe, model: nn.Module, train: DataSet) -> None:
+    """Raise `InputError` for labels that a model has no use for, or too few or too many of; warn of a class without."""
+    classes = class_count(model)
+    if not classes:
+        if recipe.labels is not None:
+            raise InputError(
+                f"labels={recipe.labels} are of models that know classes, and {recipe.model!r} is none; use "
+                "model='m2', 'semi-supervised-vae' or 'cvae'"
+            )
+        return
+    y = torch.empty(0) if train.y is None else train.y
+    counts = torch.stack([(y == label).sum() for label in range(classes)])
+    if not int(counts.sum()):
+        raise InputError(
+            f"model={recipe.model!r} learns classes from labels, and {train.description!r} has none; label some of the "
+            "data, or use model='vae'"
+        )
+    if recipe.labels is None and int(counts.sum()) == len(train) and getattr(model, "takes_labels", False):
+        raise InputError(
+            f"model={recipe.model!r} learns from labelled and unlabelled data, and all {len(train)} of "
+            f"{train.description!r} are labelled: keep some, as by labels=100 (--labels 100), or say that all are to "
+            f"be used, labels={len(train)}"
+        )
+    if missing := [train.class_names[label] for label in (counts == 0).nonzero().squeeze(-1).tolist()]:
+        warnings.warn(
+            f"{train.description!r} has no label of the class {', '.join(missing[:10])}: what the model makes of it is "
+            "left to chance",
+            stacklevel=3,
+        )
+
+
 def load_plain(recipe: Recipe) -> DataSplits:
     """The recipe's data as they are, neither binarized nor in a likelihood's units."""
     return load(recipe.data, data_dir=recipe.data_dir, download=recipe.download)
@@ -401,7 +446,7 @@ def load_plain(recipe: Recipe) -> DataSplits:
 
 def _objective(recipe: Recipe) -> tuple[str, dict[str, Any]]:
     """Its name and its options."""
-    name, options = parse("objective", recipe.objective)
+    name, options = parse("objective", recipe.objective or "elbo")
     for option in ("beta", "alpha", "particles"):
         if getattr(recipe, option) is not None:
             if option in options:

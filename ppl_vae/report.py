@@ -228,6 +228,7 @@ def comparison_table(
     Where all guides have the same model, the rows' `divergences` take the place of the KL to the prior.
     """
     one_model = any(row.divergences for row in rows)
+    classes = any(e.error is not None for row in rows for e in row.evaluations)
     table = Table(box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False, show_edge=False, collapse_padding=True)
     # numbers may break before their errors on a narrow screen, names may not
     table.add_column("guide", no_wrap=True)
@@ -235,6 +236,7 @@ def comparison_table(
         ("ELBO", "nats"),
         ("KL(q‖p(z|x))" if one_model else "KL", "nats"),
         (about.log_px, "nats"),
+        *([("error", "%")] if classes else []),
         ("ESS", ""),
         ("k̂>0.7", "data"),
         ("active", "units"),
@@ -243,7 +245,7 @@ def comparison_table(
     ):
         table.add_column(f"{name}\n{unit}", justify="right", overflow="fold")
     for row in rows:
-        table.add_row(row.name + row.note, *_cells(row))
+        table.add_row(row.name + row.note, *_cells(row, classes))
     if differences:
         table.add_section()
     # many have the name of the one that all are compared with above them, few each with their own
@@ -286,6 +288,9 @@ def evaluation_table(evaluation: Evaluation, title: str, about: About) -> Table:
     for name, estimate, unit in estimates:
         mark = f" {_MARK}" if is_doubted(e) and about.log_px in name else ""
         table.add_row(name, f"{estimate.mean:.4f}{mark}", _small(estimate.se), _small(estimate.data_se), unit)
+    if e.error is not None:
+        wrong = (f"{100 * e.error.mean:.2f}", "", f"{100 * e.error.data_se:.2g}")
+        table.add_row(f"classification error of {e.error.n} labelled", *wrong, "%")
     table.add_row("effective sample size", f"{e.ess.mean:.1f}", "", _small(e.ess.data_se), f"of {e.particles}")
     table.add_row("data with k̂ > 0.7", _share([e]), "", "", "%")
     table.add_row("active units", str(e.active_units.count), "", "", f"of {_units(e)}")
@@ -377,7 +382,7 @@ def _about_comparison(rows: Sequence[Row], differences: Sequence[Difference], ab
     return said
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, classes: bool) -> list[str]:
     if not row.evaluations:
         return ["failed"]
     e = row.evaluations[0]
@@ -396,12 +401,22 @@ def _cells(row: Row) -> list[str]:
         elbo,
         kl,
         log_px + (f" {_MARK}" if doubted else ""),
+        *([_error(row.evaluations)] if classes else []),
         f"{Spread.of([e.ess.mean for e in row.evaluations]).mean:.0f}",
         _percent(row.evaluations),
         f"{active:.1f}/{_units(e)}" if several else f"{active:.0f}/{_units(e)}",
         str(e.parameters["total"]),
         f"{Spread.of(row.seconds).mean:.1f}" if row.seconds else "–",
     ]
+
+
+def _error(evaluations: Sequence[Evaluation]) -> str:
+    """Percent of the data taken for another class, with its error over seeds, or of one seed over the data."""
+    errors = [e.error for e in evaluations if e.error is not None]
+    if not errors:
+        return "–"
+    spread = Spread.of([100 * error.mean for error in errors], 100 * errors[0].data_se)
+    return plus_minus(spread.mean, spread.se)
 
 
 def _difference(paired: Paired) -> str:

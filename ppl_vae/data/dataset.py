@@ -292,6 +292,52 @@ class DataSet:
         rows = rows.to(self.x.device)
         return self._with_tensors(lambda t: t.index_select(0, rows))
 
+    def keep_labels(self, count: int, seed: int = 0) -> DataSet:
+        """The same data with `count` labels, of every class as many as of any other where it has so many, and -1 for
+        the rest: a semi-supervised task, which the description then names.
+
+        Args:
+            count: labels to keep, from 1 to as many as there are.
+            seed: which of each class.
+
+        Raises:
+            InputError: no labels, or fewer than `count`.
+
+        Example:
+            >>> data = DataSet.from_arrays(torch.rand(10, 8, 8), y=torch.arange(10) % 2, name="noise")
+            >>> data.keep_labels(4).y.unique(return_counts=True)
+            (tensor([-1,  0,  1]), tensor([6, 2, 2]))
+            >>> data.keep_labels(4).description
+            'noise all, 4 labels (seed 0), continuous in [0, 1]'
+        """
+        there = 0 if self.y is None else int((self.y >= 0).sum())
+        if self.y is None or not there:
+            raise InputError(f"labels={count!r} are to be kept of {self.description!r}, which has none")
+        if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= there:
+            raise InputError(
+                f"labels={count!r} must be a whole number from 1 to {there}, which is what {self.description!r} has"
+            )
+        y = self.y.cpu().numpy()
+        order = np.random.RandomState(seed).permutation(len(y))
+        order = order[y[order] >= 0]
+        # the turn of each datum within its class: labels go round the classes
+        turn = np.empty(len(y), dtype=np.int64)
+        for label in range(self.classes):
+            of_class = order[y[order] == label]
+            turn[of_class] = np.arange(len(of_class))
+        rounds = order[np.argsort(turn[order], kind="stable")][:count]
+        kept = np.full(len(y), -1)
+        kept[rounds] = y[rounds]
+        return dataclasses.replace(
+            self,
+            y=torch.from_numpy(kept).to(self.y.device),
+            split=f"{self.split}, {count} label{'s' if count > 1 else ''} (seed {seed})",
+        )
+
+    def hide_labels(self) -> DataSet:
+        """The same data with every label missing; their names stay."""
+        return self if self.y is None else dataclasses.replace(self, y=torch.full_like(self.y, -1))
+
     def to(self, device: torch.device | str) -> DataSet:
         """The same data on `device`."""
         return self._with_tensors(lambda t: t.to(device))

@@ -11,6 +11,7 @@ Two pairs evaluated on the same data are compared by their paired differences; `
 """
 
 from .chunked import Data
+from .classes import Classification, classify
 from .estimates import Estimate
 from .generation import Samples, reconstruct, sample
 from .importance import Bound, LogMarginal, Progress, effective_sample_size, elbo, log_marginal
@@ -22,6 +23,7 @@ __all__ = [
     "ActiveUnits",
     "AtPoints",
     "Bound",
+    "Classification",
     "Data",
     "Encoding",
     "Estimate",
@@ -33,6 +35,7 @@ __all__ = [
     "active_units",
     "at_points",
     "bits_per_dimension",
+    "classify",
     "effective_sample_size",
     "elbo",
     "encode",

@@ -13,9 +13,9 @@ from ..batch import Batch
 from ..data import DataSet
 from ..errors import InputError
 from ..isolation import cuda_in, device_of, evaluation, tensors_in
+from ..labels import check_classes
 from ..likelihoods import Likelihood
 from ..masks import check_masks
-from ..networks import Condition
 from ..weights import Program, check_pair
 
 __all__ = ["Chunk", "Data", "Source", "chunk_for", "device_of", "evaluation", "spans"]
@@ -76,8 +76,7 @@ class Source:
         _refuse_others(guide, data)
         likelihood = getattr(model, "likelihood", None)
         self.likelihood = likelihood if isinstance(likelihood, Likelihood) else None
-        if isinstance(condition := getattr(model, "condition", None), Condition):
-            condition.check(Batch(y=self.data.y))
+        check_classes(model, self.data.y)
         self.device = device_of(model, guide)
 
     def batch(self, start: int, stop: int) -> Batch:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..batch import Batch
 from ..core import Guide
 from ..errors import InputError
-from ..networks import Condition
+from ..labels import check_classes
 from ..objectives.base import check_particles
 from ..weights import Program, particle_plate
 from .chunked import Data, Source, chunk_for, device_of, evaluation, spans
@@ -52,8 +52,7 @@ def sample(model: Program, batch: int | Batch, *, guide: Guide | None = None, se
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise InputError(f"batch={batch!r} generates nothing; give a number, 1 or more, or a Batch of conditions")
         batch = Batch(n=batch)
-    if isinstance(condition := getattr(model, "condition", None), Condition):
-        condition.check(batch)
+    check_classes(model, batch.y)
     device = device_of(model)
     if device is not None:
         batch = batch.to(device)

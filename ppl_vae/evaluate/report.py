@@ -19,6 +19,7 @@ from ..likelihoods import Likelihood
 from ..psis import RELIABLE
 from ..weights import Program
 from .chunked import Data, Source, device_of, evaluation
+from .classes import Classification, classify_of, unlabelled
 from .estimates import Estimate
 from .importance import Bound, LogMarginal, Progress, marginal_and_bound
 from .latents import ActiveUnits, KLByDimension, count_active, encoding_of, kl_by_dimension_of
@@ -41,8 +42,10 @@ class Evaluation:
         active_units: with variances and errors.
         kl_by_dimension: None where it has no closed form.
         bits_per_dimension: of log p(x); None for continuous data.
+        error: share of the data whose class q(y | x) takes for another; None without a classifier, or labels.
         parameters: numbers of parameters, of "model", "guide" and in "total" (shared ones once).
         seconds: what the evaluation took.
+        classification: q(y | x), datum by datum; not in the JSON.
         log_marginal: log p(x), k-hat and the rest, datum by datum; not in the JSON.
         bound: the bound and its parts, datum by datum, on the same draws; not in the JSON.
     """
@@ -64,6 +67,8 @@ class Evaluation:
     seconds: float
     log_marginal: LogMarginal
     bound: Bound
+    error: Estimate | None = None
+    classification: Classification | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All but the values of single data as what `json.dumps(..., allow_nan=False)` takes: what is NaN or infinite
@@ -91,6 +96,7 @@ class Evaluation:
             },
             "kl_by_dimension": None if kl is None else {"mean": _json(kl.mean), "data_se": _json(kl.data_se)},
             "bits_per_dimension": None if bits is None else _json(dataclasses.asdict(bits)),
+            "error": None if self.error is None else _json(dataclasses.asdict(self.error)),
             "parameters": self.parameters,
             "seconds": self.seconds,
         }
@@ -110,6 +116,9 @@ def evaluate(
 ) -> Evaluation:
     """Everything of this package for one pair and one set of data; the bound and log p(x) are of the same draws.
 
+    Of a model with a latent class, as `models.M2`, all numbers are of x alone: labels are hidden from the pair, and are
+    what its classifier's errors are counted by.
+
     Other arguments and errors are those of `log_marginal`.
 
     Args:
@@ -117,13 +126,15 @@ def evaluate(
     """
     began = time.perf_counter()
     with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
-        source = Source(data, model, guide)
+        takes_labels = getattr(model, "takes_labels", False)
+        source = Source(unlabelled(data) if takes_labels else data, model, guide)
         marginal, bound = marginal_and_bound(model, guide, source, particles, chunk, progress, compile)
         units = count_active(encoding_of(model, guide, source, draws, chunk), threshold=0.01)
         try:
             kl = kl_by_dimension_of(model, guide, source, chunk)
         except InputError:
             kl = None
+        classes = classify_of(guide, source, data, chunk) if getattr(guide, "classifies", False) else None
     bits = None
     if source.likelihood is not None and source.likelihood.discrete and source.discrete:
         each = bits_per_dimension(marginal.log_px, source.data, source.likelihood)
@@ -145,6 +156,8 @@ def evaluate(
         seconds=time.perf_counter() - began,
         log_marginal=marginal,
         bound=bound,
+        error=None if classes is None else classes.error,
+        classification=classes,
     )
 
 

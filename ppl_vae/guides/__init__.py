@@ -1,6 +1,7 @@
 """Variational posteriors q(z | x), one family a file, each built from what a model declares."""
 
 from .base import Amortized, guides
+from .classified import Classified, classified, continuous_part
 from .combined import Combined, datum_part
 from .delta import Delta
 from .flow import Flow
@@ -22,6 +23,7 @@ from .sylvester import Sylvester
 __all__ = [
     "Amortized",
     "BottomUp",
+    "Classified",
     "Combined",
     "Delta",
     "Flow",
@@ -39,6 +41,8 @@ __all__ = [
     "Spline",
     "Sylvester",
     "TopDown",
+    "classified",
+    "continuous_part",
     "datum_part",
     "guides",
 ]

@@ -7,6 +7,7 @@ from .iwae import IWAE
 from .renyi import Renyi
 from .score_climbing import ScoreClimbing
 from .score_function import ScoreFunction
+from .semi_supervised import SemiSupervised
 from .stl import STL
 from .transport import TransportScoreClimbing
 from .tvo import TVO
@@ -22,6 +23,7 @@ __all__ = [
     "Renyi",
     "ScoreClimbing",
     "ScoreFunction",
+    "SemiSupervised",
     "Terms",
     "TransportScoreClimbing",
     "Wake",

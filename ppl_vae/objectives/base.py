@@ -57,6 +57,12 @@ class Objective(PyroELBO, nn.Module):
     watched: str = "elbo"
     """The log of the validation data by which `fit` stops early."""
 
+    leaves_classes: bool = False
+    """Whether the bound sums over enumerated classes in such a way that q(y | x) drops out of it."""
+
+    classes_trained: bool = False
+    """Whether another term trains q(y | x) where the bound does not, see `SemiSupervised`."""
+
     def __init__(self, particles: int = 1) -> None:
         nn.Module.__init__(self)
         PyroELBO.__init__(self, num_particles=check_particles(particles), max_plate_nesting=1, vectorize_particles=True)
@@ -115,6 +121,12 @@ class Objective(PyroELBO, nn.Module):
         if self.scores_given and not getattr(guide, "scores_given", True):
             raise InputError(
                 f"{type(self).__name__} scores draws that {type(guide).__name__} did not make, which it cannot do"
+            )
+        if self.leaves_classes and not self.classes_trained and getattr(guide, "classifies", False):
+            raise InputError(
+                f"{type(self).__name__} sums over the classes exactly, and what the classifier q(y | x) says drops out "
+                "of its bound: it would stay as it started; use SemiSupervised(bound=...), on the command line "
+                "--objective semi-supervised:bound=iwae, whose cross-entropy trains it, or ELBO"
             )
 
     def refuse_rigid(self, weights: LogWeights) -> None:

@@ -45,6 +45,7 @@ class DReG(Objective):
 
     scores_given = True
     stop_guide = True
+    leaves_classes = True
 
     def __init__(self, particles: int = 5) -> None:
         super().__init__(particles)

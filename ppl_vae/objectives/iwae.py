@@ -36,6 +36,8 @@ class IWAE(Objective):
     (https://arxiv.org/abs/1509.00519).
     """
 
+    leaves_classes = True
+
     def __init__(self, particles: int = 5) -> None:
         super().__init__(particles)
 

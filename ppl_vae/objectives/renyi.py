@@ -42,6 +42,7 @@ class Renyi(Objective):
                 "alpha=1 is the ELBO, where this bound's formula divides by 0: use the objective ELBO ('elbo')"
             )
         self.alpha = float(alpha)
+        self.leaves_classes = alpha == 0
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         w = self.weights(model, guide, *args, **kwargs)

@@ -76,6 +76,7 @@ class ScoreFunction(Objective):
             )
         self.baseline = baseline
         self.bound = bound
+        self.leaves_classes = bound == "iwae" and particles > 1
         self.register_buffer("total", torch.zeros(()))
         self.register_buffer("weight", torch.zeros(()))
 

@@ -49,6 +49,7 @@ class STL(Objective):
         if bound not in ("iwae", "elbo"):
             raise choose("bound", bound, ("iwae", "elbo"))
         self.bound = bound
+        self.leaves_classes = bound == "iwae" and particles > 1
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         w = self.weights(model, guide, *args, **kwargs)

@@ -602,11 +602,12 @@ def _check_enumeration(guide: Guide, model: LatentModel, batch: Batch) -> None:
         ):
             score.expand(*score.shape[:-2], particles, data)
         _expect(bool(torch.isfinite(score).all()), f"site {name!r} has log-probabilities that are not finite")
-    for name in w.enumerated:
-        total = w.log_guide[name].logsumexp(tuple(range(w.log_guide[name].dim() - 2)))
+    if w.enumerated:
+        # of all of them: one may depend on another
+        total = w.log_q_enumerated.logsumexp(tuple(range(w.log_q_enumerated.dim() - 2)))
         _expect(
             torch.allclose(total, torch.zeros_like(total), atol=1e-4),
-            f"the probabilities of the enumerated site {name!r} do not sum to 1",
+            f"the probabilities of the enumerated site {', '.join(map(repr, w.enumerated))} do not sum to 1",
         )
 
 

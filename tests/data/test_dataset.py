@@ -428,3 +428,35 @@ def test_bad_masks_of_a_data_set():
         data.with_options(masks="rectangle")
     with pytest.raises(InputError, match="hide parts of images"):
         DataSet.from_arrays(torch.ones(4, 2)).with_options(masks="halves")
+
+
+def test_keeps_as_many_labels_of_each_class() -> None:
+    y = torch.tensor([0] * 10 + [1] * 30 + [2] * 3 + [-1] * 7)
+    data = DataSet.from_arrays(torch.rand(50, 4, 4), y, name="noise", class_names=["a", "b", "c"])
+    for count, wanted in ((3, [1, 1, 1]), (9, [3, 3, 3]), (15, [6, 6, 3]), (43, [10, 30, 3]), (1, None), (5, None)):
+        kept = data.keep_labels(count, seed=4)
+        counts = [int((kept.y == k).sum()) for k in range(3)]
+        assert sum(counts) == count
+        assert wanted is None or counts == wanted
+        assert max(counts[:2]) - min(counts[:2]) <= 1 or counts[0] == 10
+        known = kept.y >= 0
+        assert torch.equal(kept.y[known], y[known])
+        assert kept.class_names == ("a", "b", "c")
+        assert torch.equal(kept.x, data.x)
+    assert kept.description == "noise all, 5 labels (seed 4), continuous in [0, 1]"
+    assert torch.equal(kept.y, data.keep_labels(5, seed=4).y)
+    assert not torch.equal(kept.y, data.keep_labels(5, seed=5).y)
+    assert bool((data.hide_labels().y == -1).all())
+    assert data.hide_labels().class_names == data.class_names
+
+
+@pytest.mark.parametrize("count", [0, 44, 2.0, True])
+def test_refuses_to_keep_more_labels_than_there_are(count: object) -> None:
+    y = torch.tensor([0] * 10 + [1] * 33 + [-1] * 7)
+    data = DataSet.from_arrays(torch.rand(50, 4, 4), y, name="noise")
+    with pytest.raises(InputError, match=r"labels=.* must be a whole number from 1 to 43"):
+        data.keep_labels(count)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="which has none"):
+        DataSet.from_arrays(torch.rand(50, 4, 4), name="noise").keep_labels(3)
+    with pytest.raises(InputError, match="which has none"):
+        data.hide_labels().keep_labels(3)
