@@ -24,6 +24,8 @@ def files(tmp_path: Path) -> dict[str, str]:
     """A person's own data, one of each kind."""
     random = np.random.default_rng(0)
     np.savez(tmp_path / "grey.npz", x=random.integers(0, 256, (20, 4, 4)).astype(np.uint8))
+    some = np.arange(20) % 3 - 1  # a third without a label
+    np.savez(tmp_path / "labelled.npz", x=random.integers(0, 256, (20, 4, 4)).astype(np.uint8), y=some)
     np.savez(tmp_path / "unit.npz", x=random.random((20, 4, 4)))
     np.savez(tmp_path / "bits.npz", x=random.random((20, 4, 4)) < 0.5)
     np.savez(tmp_path / "colour.npz", x=random.integers(0, 256, (20, 4, 4, 3)).astype(np.uint8))
@@ -199,7 +201,8 @@ def test_every_guide_by_name_is_trained_and_opened_again(guide: str, files: dict
 def test_every_objective_by_name_is_trained_with_and_opened_again(
     objective: str, files: dict[str, str], tmp_path: Path
 ) -> None:
-    ready = prepare(SMALL.replace(data=files["grey"], objective=objective))
+    what = {"model": "m2", "data": files["labelled"]} if objective == "semi-supervised" else {"data": files["grey"]}
+    ready = prepare(SMALL.replace(objective=objective, **what))
     fitted = ready.train(tmp_path / "run", progress=False)
     run = open_run(tmp_path / "run")
     assert type(run.objective) is type(fitted.objective)
@@ -210,7 +213,8 @@ def test_every_objective_by_name_is_trained_with_and_opened_again(
 
 @pytest.mark.parametrize("model", [name for name in models if name != "cvae"] + ["hierarchical-vae:layers=3:hidden=5"])
 def test_every_model_by_name_is_trained_and_opened_again(model: str, files: dict[str, str], tmp_path: Path) -> None:
-    ready = prepare(SMALL.replace(data=files["grey"], model=model))
+    data = "labelled" if getattr(models.get(model.partition(":")[0]), "takes_labels", False) else "grey"
+    ready = prepare(SMALL.replace(data=files[data], model=model))
     fitted = ready.train(tmp_path / "run", progress=False)
     run = open_run(tmp_path / "run")
     assert run.pair.model_label == model

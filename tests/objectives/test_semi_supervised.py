@@ -91,7 +91,7 @@ def test_the_labelled_data_are_in_every_step() -> None:
 
 def test_many_labelled_data_are_drawn_anew() -> None:
     """Their cross-entropy has the mean of all: within 4 standard errors, a false alarm in 16,000."""
-    model, guide, batch = make(60)
+    _, guide, batch = make(60)
     batch = batch._replace(y=torch.arange(60) % 3)
     objective = SemiSupervised(alpha=1.0, labelled=batch, at_once=5)
     none = torch.zeros(60, dtype=torch.bool)
