@@ -13,25 +13,30 @@ Two pairs evaluated on the same data are compared by their paired differences; `
 from .chunked import Data
 from .classes import Classification, classify
 from .estimates import Estimate
+from .frechet import Classifier, Frechet, frechet, frechet_gaussians, train_classifier
 from .generation import Samples, reconstruct, sample
 from .importance import Bound, LogMarginal, Progress, effective_sample_size, elbo, log_marginal
 from .latents import ActiveUnits, Encoding, KLByDimension, active_units, encode, kl_by_dimension
 from .points import AtPoints, at_points
 from .report import Evaluation, bits_per_dimension, evaluate
+from .sharpness import Sharpness, laplacian_variance, sharpness
 
 __all__ = [
     "ActiveUnits",
     "AtPoints",
     "Bound",
     "Classification",
+    "Classifier",
     "Data",
     "Encoding",
     "Estimate",
     "Evaluation",
+    "Frechet",
     "KLByDimension",
     "LogMarginal",
     "Progress",
     "Samples",
+    "Sharpness",
     "active_units",
     "at_points",
     "bits_per_dimension",
@@ -40,8 +45,13 @@ __all__ = [
     "elbo",
     "encode",
     "evaluate",
+    "frechet",
+    "frechet_gaussians",
     "kl_by_dimension",
+    "laplacian_variance",
     "log_marginal",
     "reconstruct",
     "sample",
+    "sharpness",
+    "train_classifier",
 ]
