@@ -4,6 +4,8 @@ from .base import Amortized, guides
 from .classified import Classified, classified, continuous_part
 from .combined import Combined, datum_part
 from .delta import Delta
+from .enumerated import Enumerated
+from .exact import Exact
 from .flow import Flow
 from .full_rank import FullRank
 from .hierarchical import BottomUp, TopDown
@@ -26,6 +28,8 @@ __all__ = [
     "Classified",
     "Combined",
     "Delta",
+    "Enumerated",
+    "Exact",
     "Flow",
     "FullRank",
     "Householder",

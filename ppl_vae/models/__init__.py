@@ -3,9 +3,19 @@
 from .base import models
 from .bayesian_decoder import BayesianDecoder
 from .conditional_vae import ConditionalVAE
+from .gaussian_mixture import GaussianMixture
 from .hierarchical_vae import HierarchicalVAE
 from .m2 import M2
 from .semi_supervised_vae import SemiSupervisedVAE
 from .vae import VAE
 
-__all__ = ["M2", "VAE", "BayesianDecoder", "ConditionalVAE", "HierarchicalVAE", "SemiSupervisedVAE", "models"]
+__all__ = [
+    "M2",
+    "VAE",
+    "BayesianDecoder",
+    "ConditionalVAE",
+    "GaussianMixture",
+    "HierarchicalVAE",
+    "SemiSupervisedVAE",
+    "models",
+]
