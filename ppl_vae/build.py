@@ -213,6 +213,11 @@ def build_model(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentMod
         likelihood.check(x, f"x of {spec.description!r}")
         likelihood.standardize(x)
     model_class = models.get(config.model)
+    if "decoder" not in inspect.signature(model_class).parameters:
+        raise InputError(
+            f"model={config.model!r} has no decoder, of which a pair by name is made: make {model_class.__name__} in a "
+            "program"
+        )
     given: dict[str, Any] = {}
     takes = inspect.signature(model_class).parameters
     if "classes" in takes:

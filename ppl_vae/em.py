@@ -103,8 +103,8 @@ def em(
         tolerance: a start is done when an iteration gains less, nats a datum; 0: all iterations.
         regularization: λ, 0 or more, in data: the penalty counts as λ data of variance V in each component.
         singular: what to do with a component whose variance in some direction is below 1e-10 of the data's, or that has
-            no data where λ is 0: "repair" sets it to the datum that the others find least probable, with the covariance of
-            all data, and says so in the result; "error" raises.
+            no data where λ is 0: "repair" sets it to the datum that the others find least probable, with all data's
+            covariance, and says so in the result; "error" raises.
         start: responsibilities (N, K) or labels (N,) to begin with, for one start with an M-step of them.
         seed: of the starts.
 
