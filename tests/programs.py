@@ -13,6 +13,7 @@ from ppl_vae import Batch, Guide, LatentModel, LatentSpec, guides, likelihoods, 
 from ppl_vae.networks import Condition, join
 
 SHAPE = (1, 2, 3)
+OF_DISCRETE = ("enumerated", "exact")  # guides of discrete latents alone
 
 
 def binary_batch(n: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch:

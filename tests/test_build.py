@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from programs import OF_DISCRETE
 
 from ppl_vae import ELBO, IWAE, InputError, Renyi
 from ppl_vae.build import DataSpec, PairConfig, build, build_guide, build_objective, units_for
@@ -37,7 +38,9 @@ def test_every_likelihood_with_every_network(likelihood: str, network: Any) -> N
     if data.x.dim() == 2 and network in ("conv", "partial"):
         network = "mlp"  # a table is no image
     every = (likelihood, network) == ("bernoulli", "mlp")
-    for model_name, guide_name in itertools.product(models, guides if every else ("mean-field", "full-rank")):
+    of_decoders = [name for name in models if name != "gaussian-mixture"]
+    of_continuous = [name for name in guides if name not in OF_DISCRETE] if every else ["mean-field", "full-rank"]
+    for model_name, guide_name in itertools.product(of_decoders, of_continuous):
         config = PairConfig(model_name, guide_name, likelihood, network, latent=4, hidden=(16,))
         model, guide = build(config, data)
         loss = ELBO().terms(model, guide, data.batch(torch.arange(5))).loss
@@ -57,6 +60,11 @@ def test_every_likelihood_with_every_network(likelihood: str, network: Any) -> N
         torch.manual_seed(1)
         batch = data.batch(torch.arange(5))
         assert torch.equal(ELBO().terms(again, guide_again, batch).loss, one)
+
+
+def test_a_model_without_decoder_is_made_in_a_program() -> None:
+    with pytest.raises(InputError, match=r"model='gaussian-mixture' has no decoder, .* make GaussianMixture in a"):
+        build(PairConfig("gaussian-mixture", "enumerated"), images("bernoulli"))
 
 
 def test_colour_images_and_several_layers() -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import sklearn.mixture
 import torch
+from mixtures import COVARIANCES, mixture, random_responsibilities, three_groups, with_prior
 from torch import Tensor
 
 from ppl_vae.coordinate_ascent import coordinate_ascent, sweep
 from ppl_vae.errors import InputError
 from ppl_vae.mixture_parameters import Covariance, DirichletNormal
-from tests.mixtures import COVARIANCES, mixture, random_responsibilities, three_groups, with_prior
 
 every_covariance = pytest.mark.parametrize("covariance", COVARIANCES)
 

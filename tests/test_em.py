@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import sklearn.mixture
 import torch
+from mixtures import COVARIANCES, random_responsibilities, three_groups, with_prior
 from torch import Tensor
 
 from ppl_vae.em import _Fit, em
 from ppl_vae.errors import InputError
 from ppl_vae.mixture_parameters import Covariance, MixtureParameters
 from ppl_vae.models import GaussianMixture
-from tests.mixtures import COVARIANCES, random_responsibilities, three_groups, with_prior
 
 every_covariance = pytest.mark.parametrize("covariance", COVARIANCES)
 

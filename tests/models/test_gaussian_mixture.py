@@ -9,6 +9,8 @@ import pyro
 import pytest
 import sklearn.mixture
 import torch
+from mixtures import COVARIANCES, mixture, three_groups, with_prior
+from programs import assert_equal, gradients_of
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
@@ -21,8 +23,6 @@ from ppl_vae.guides import Combined, datum_part
 from ppl_vae.mixture_parameters import Covariance, DirichletNormal, MixtureParameters
 from ppl_vae.models import GaussianMixture
 from ppl_vae.testing import check_compiled, check_guide, check_model, check_objective
-from tests.mixtures import COVARIANCES, mixture, three_groups, with_prior
-from tests.programs import assert_equal, gradients_of
 
 every_covariance = pytest.mark.parametrize("covariance", COVARIANCES)
 SKLEARN = {"full": "full", "tied": "tied", "diagonal": "diag"}
