@@ -254,6 +254,10 @@ def build_model(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentMod
         options=config.model_options,
     )
     if config.prior_label != PLAIN_PRIOR:
+        if config.model_options.get("prior", "standard") not in ("standard", None):
+            raise InputError(
+                f"prior={config.prior_label!r} and model={config.model_label!r} each name a p(z); leave one of them out"
+            )
         replace_prior(model, _prior(config, model, spec, x))
     return model, features
 

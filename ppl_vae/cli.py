@@ -669,6 +669,7 @@ def sample(
     from . import plots
     from .conditions import conditions
     from .evaluate import sample as generate
+    from .evaluate import sample_styles
     from .report import refuse_existing
 
     target = out or run / "samples.png"
@@ -681,7 +682,10 @@ def sample(
     if table and count is None:
         count = TABLE_ROWS
     asked = conditions(opened.model, count, opened.spec.class_names, label, context)
-    made = generate(opened.model, asked.batch, seed=seed)
+    if asked.per_row is None:
+        made = generate(opened.model, asked.batch, seed=seed)
+    else:  # a column a class, a row a style
+        made = sample_styles(opened.model, asked.batch, asked.per_row, seed=seed)
     drawn = table if draw is None else draw
     x = made.draw if drawn else made.mean
     if target.suffix.lower() in (".csv", ".npz"):

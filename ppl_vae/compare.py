@@ -25,7 +25,7 @@ from .contenders import ALL, Entry, GuideLike, entries, folder_name, seeds_of
 from .data import DataSet, DataSplits, split
 from .display import Display, display
 from .errors import InputError, check_count, choose
-from .evaluate import Estimate, Evaluation, encode, evaluate, reconstruct, sample
+from .evaluate import Estimate, Evaluation, encode, evaluate, reconstruct, sample, sample_styles
 from .fit import FitResult
 from .fixed import FIRST, Fixed, fixed_by
 from .folder import read_run
@@ -322,7 +322,13 @@ class Comparison:
             models = {self.recipe.model: next(iter(models.values()))}
         first = next(iter(models.values()))
         asked = conditions(first, _TABLE_SAMPLES if table else None, spec.class_names, context=test.context)
-        made = {name: sample(model, asked.batch, seed=self.recipe.seed) for name, model in models.items()}
+        seed, across = self.recipe.seed, asked.per_row
+        made = {
+            name: sample(model, asked.batch, seed=seed)
+            if across is None
+            else sample_styles(model, asked.batch, across, seed=seed)
+            for name, model in models.items()
+        }
         return plots.samples(
             {name: s.draw if table else s.mean for name, s in made.items()},
             spec,

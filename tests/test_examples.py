@@ -55,6 +55,7 @@ def test_all_examples_are_there() -> None:
         "conditional_vae",
         "mode_seeking",
         "own_data",
+        "semi_supervised",
         "svi_lightning",
         "svi_vae",
         "swap_guides",

@@ -14,7 +14,7 @@ from .chunked import Data
 from .classes import Classification, classify
 from .estimates import Estimate
 from .frechet import Classifier, Frechet, frechet, frechet_gaussians, train_classifier
-from .generation import Samples, reconstruct, sample
+from .generation import Samples, reconstruct, sample, sample_styles
 from .importance import Bound, LogMarginal, Progress, effective_sample_size, elbo, log_marginal
 from .latents import ActiveUnits, Encoding, KLByDimension, active_units, encode, kl_by_dimension
 from .points import AtPoints, at_points
@@ -52,6 +52,7 @@ __all__ = [
     "log_marginal",
     "reconstruct",
     "sample",
+    "sample_styles",
     "sharpness",
     "train_classifier",
 ]

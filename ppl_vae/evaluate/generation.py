@@ -18,7 +18,7 @@ from ..weights import Program, particle_plate
 from .chunked import Data, Source, chunk_for, device_of, evaluation, spans
 from .latents import latent_sites, moments
 
-__all__ = ["Samples", "generation", "reconstruct", "sample"]
+__all__ = ["Samples", "generation", "reconstruct", "sample", "sample_styles"]
 
 _AT_ONCE = 100  # draws of what all data share
 
@@ -76,6 +76,32 @@ def sample(model: Program, batch: int | Batch, *, guide: Guide | None = None, se
             for into, x in ((means, _x_mean(trace)), (draws, trace.nodes["x"]["value"])):
                 into.append(x.expand(stop - start, 1, *trace.nodes["x"]["fn"].event_shape).squeeze(1).cpu())
     return Samples(torch.cat(means), torch.cat(draws))
+
+
+def sample_styles(model: Program, batch: Batch, classes: int, *, seed: int) -> Samples:
+    """Generate a style under every class: data r C to r C + C - 1 are made of the same random numbers.
+
+    Where p(z) knows nothing of the class they have the same z; under a p(z | y) the same draw before it is moved and
+    scaled.
+
+    Args:
+        model: as for `sample`.
+        batch: conditions, its y the classes in turn, 0 to C - 1 and again.
+        classes: C.
+        seed: of all random numbers.
+
+    Returns:
+        `Samples`, in the order of the batch.
+    """
+    styles = -(-batch.size // classes)
+    parts: list[Samples] = []
+    for label in range(classes):
+        rows = (torch.arange(styles) * classes + label) % batch.size  # the last style may not have all classes
+        part = batch.take(rows)._replace(y=torch.full((styles,), label))
+        parts.append(sample(model, part, seed=seed))
+    return Samples(
+        *(torch.stack([getattr(p, name) for p in parts], 1).flatten(0, 1)[: batch.size] for name in ("mean", "draw"))
+    )
 
 
 def reconstruct(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import nn
 
 from ..core import Conditional
+from ..errors import choose
 from ..likelihoods import Likelihood
 from ..networks import Condition
 from .base import models
+from .hierarchical_vae import GaussianLayer
 from .vae import VAE
 
 __all__ = ["ConditionalVAE"]
+
+_HIDDEN = 32
 
 
 @models.register("cvae")
@@ -27,12 +33,14 @@ class ConditionalVAE(VAE):
         likelihood: p(x | .).
         latent: number of dimensions of z.
         condition: what is given: ``Condition(classes=10)``, ``Condition(context=3)``.
-        prior: p(z | y), a `Conditional` of features (N, condition.width); N(0, I) if None.
+        prior: p(z | y), a `Conditional` of features (N, condition.width); "learned": N(z; m(y), diag s(y)²), m and
+            log s by a perceptron of one hidden layer; "standard" or None: N(0, I).
 
     Sites: "z", (\*S, N) events (latent,); "x", (\*S, N) events D. y is no site: nothing is said about p(y).
 
     Raises:
-        InputError: when run on a batch without the y or the context that `condition` asks for.
+        InputError: another word for a prior; when run on a batch without the y or the context that `condition` asks
+            for.
 
     Reference: Sohn, Lee and Yan, Learning structured output representation using deep conditional generative models,
     NIPS 2015.
@@ -44,7 +52,12 @@ class ConditionalVAE(VAE):
         likelihood: Likelihood,
         latent: int,
         condition: Condition,
-        prior: Conditional | None = None,
+        prior: Conditional | Literal["standard", "learned"] | None = None,
     ) -> None:
+        if isinstance(prior, str):
+            if prior not in ("standard", "learned"):
+                raise choose("prior", prior, ("standard", "learned"))
+            learned = prior == "learned"
+            prior = GaussianLayer(condition.width, latent, (max(_HIDDEN, latent),)) if learned else None
         super().__init__(decoder, likelihood, latent, prior)
         self.condition = condition
