@@ -1,4 +1,4 @@
-"""The command line, `ppl-vae`: compare, train, evaluate, prior, sample, reconstruct, encode, export, list."""
+"""The command line, `ppl-vae`: compare, train, evaluate, prior, sample, reconstruct, encode, explore, export, list."""
 
 from __future__ import annotations
 
@@ -789,6 +789,40 @@ def encode(
     with replacing(target, overwrite) as temporary:
         np.savez(temporary, data=np.array(codes.data), **arrays)
     typer.echo(f"{target}: {len(part)} data of {codes.data}")
+
+
+@app.command()
+def explore(
+    run: RunFolder,
+    split: Split = "test",
+    seeds: Annotated[int, typer.Option(help="Starts of the clustering.")] = 5,
+    seed: DrawSeed = 0,
+    out: Annotated[Path | None, typer.Option(help="A folder. (default: RUN/explore)", show_default=False)] = None,
+    overwrite: Overwrite = False,
+    data_dir: RunDataDir = None,
+    device: Device = "auto",
+) -> None:
+    """The latent space in pictures and numbers: interpolations, traversals, manifold, codes by class, clusters, probe.
+
+    Writes interpolations.png, traversals.png, manifold.png, aggregate.png, clusters.png, explore.json, explore.csv.
+    """
+    from .display import display, make_console
+    from .explore import explore as look
+    from .report import refuse_existing
+
+    _particles("seeds", seeds)
+    target = out or run / "explore"
+    opened = _open(run, device)
+    refuse_existing(target / "explore.json", overwrite)
+    part, train = _part(opened, split, data_dir), _part(opened, "train", data_dir)
+    with display(True) as shows:
+        held = _guide_for(opened, part, split, shows)
+    title = f"{opened.pair.model_label}, {opened.pair.guide_label}"
+    found = look(opened.model, opened.guide, train, part, test_guide=held, name=title, seeds=seeds, seed=seed)
+    written = found.write(target, overwrite)
+    console = make_console()
+    console.print(found.table())
+    console.print(f"Written to {target}: {', '.join(path.name for path in written)}", soft_wrap=True)
 
 
 @app.command()

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from .evaluate.plane import Plane
 
 __all__ = [
+    "by_class",
     "by_seed",
+    "column_names",
+    "figure_of",
     "latent_space",
     "pictures",
     "posteriors",
@@ -31,7 +34,11 @@ __all__ = [
     "reconstructions",
     "samples",
     "save",
+    "show",
+    "subscript",
+    "tiled",
     "training_curves",
+    "wrapped_title",
 ]
 
 Array = NDArray[Any]
@@ -59,7 +66,7 @@ def training_curves(
         held_out_name: which data those are.
     """
     entries = sum(1 + (name in (held_out or {})) + ("val_elbo" in [*h, {}][0]) for name, h in histories.items())
-    figure = _figure(11.0, 3.6 + 0.2 * math.ceil(entries / 4))
+    figure = figure_of(11.0, 3.6 + 0.2 * math.ceil(entries / 4))
     axes = figure.subplots(1, 3)
     for axis, (key, label) in zip(
         axes, (("elbo", "ELBO"), ("log_likelihood", "E log p(x | z)"), ("kl", "KL(q ‖ prior)")), strict=True
@@ -102,7 +109,7 @@ def training_curves(
     axes[0].set_ylabel("nats per datum")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))), frameon=False)
-    _title(figure, title)
+    wrapped_title(figure, title)
     return figure
 
 
@@ -130,17 +137,17 @@ def reconstructions(
     size = len(x)
     width = min(14.0, 1.6 + 0.78 * size)
     cell = (width - 1.6) / size * spec.shape[1] / spec.shape[2]
-    figure = _figure(width, cell * len(rows) + 0.75)
+    figure = figure_of(width, cell * len(rows) + 0.75)
     grid = figure.subplots(len(rows), size, squeeze=False)
     for i, (name, values) in enumerate(rows.items()):
         for j, picture in enumerate(pictures(values, spec)):
             axis = grid[i, j]
-            _show(axis, picture)
+            show(axis, picture)
             if i == 0 and len(labels):
                 axis.set_title(labels[j], fontsize=9)
             if j == 0:
                 axis.set_ylabel(name, rotation=0, ha="right", va="center")
-    _title(figure, title)
+    wrapped_title(figure, title)
     return figure
 
 
@@ -172,13 +179,13 @@ def samples(
     side = 4.4 if size > 1 else 2.2
     ratio = (down * spec.shape[1]) / (across * spec.shape[2])
     rows, beside = _wrapped(len(x))
-    figure = _figure(
+    figure = figure_of(
         max(3.6, side * beside + 0.3), rows * (max(1.2, side * ratio) + (0.35 if rows > 1 else 0.0)) + 0.75
     )
     axes = _panels_for(figure, len(x), {"wspace": 0.05})
     for axis, (name, values) in zip(axes, x.items(), strict=True):
-        montage = _montage(pictures(values, spec), across)
-        _show(axis, montage)
+        picture = tiled(pictures(values, spec), across)
+        show(axis, picture)
         axis.spines[:].set_visible(False)
         axis.set_title(name)
         if len(column_names):
@@ -187,7 +194,7 @@ def samples(
             axis.xaxis.tick_top()
             axis.set_xticks(middles, list(column_names)[:across])
             axis.tick_params(length=0)
-    _title(figure, title)
+    wrapped_title(figure, title)
     return figure
 
 
@@ -202,13 +209,13 @@ def latent_space(means: Mapping[str, Tensor], y: Tensor | None, class_names: Seq
         title: which data these are.
     """
     rows, beside = _wrapped(len(means))
-    figure = _figure(5.0 * beside + 1.3, 4.8 * rows + 0.3)
+    figure = figure_of(5.0 * beside + 1.3, 4.8 * rows + 0.3)
     axes = _panels_for(figure, len(means))
     labels = None if y is None or not len(class_names) else y.cpu().numpy()
     for axis, (name, values) in zip(axes, means.items(), strict=True):
         points, (across, up) = _plane(values)
         shown = slice(None, _MOST_POINTS)
-        for number, colour, part in _by_class(points[shown], None if labels is None else labels[shown], class_names):
+        for number, colour, part in by_class(points[shown], None if labels is None else labels[shown], class_names):
             label = None if number is None else "no label" if number < 0 else class_names[number]
             axis.scatter(part[:, 0], part[:, 1], s=18, color=colour, label=label, alpha=0.8, linewidths=0)
         axis.set_title(name)
@@ -222,7 +229,7 @@ def latent_space(means: Mapping[str, Tensor], y: Tensor | None, class_names: Seq
     if labels is not None and len(class_names) <= _MOST_LEGEND:
         handles, texts = axes[0].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside right center", title="class", frameon=False, markerscale=1.6)
-    _title(figure, title)
+    wrapped_title(figure, title)
     return figure
 
 
@@ -253,11 +260,11 @@ def posteriors(
     images = pictures(x, spec) if x is not None and len(spec.shape) == 3 else None
     first = 0 if images is None else 1
     heights = [0.4] * first + [1.0] * len(planes)
-    figure = _figure(2.6 * size + 0.8, 2.4 * sum(heights) + 1.0)
+    figure = figure_of(2.6 * size + 0.8, 2.4 * sum(heights) + 1.0)
     grid = figure.subplots(len(heights), size, squeeze=False, gridspec_kw={"height_ratios": heights})
     for column in range(size):
         if images is not None:
-            _show(grid[0, column], images[column])
+            show(grid[0, column], images[column])
         if len(labels):
             grid[0, column].set_title(labels[column])
         shown = [each[column] for each in planes.values()]
@@ -272,7 +279,7 @@ def posteriors(
                 axis.set_xlim(min(float(p.z1[0]) for p in shown), max(float(p.z1[-1]) for p in shown))
                 axis.set_ylim(min(float(p.z2[0]) for p in shown), max(float(p.z2[-1]) for p in shown))
     key = "grey: 50, 90, 99% of the posterior, exactly; black: Markov chains on it; colour: the same of q, draws"
-    _title(figure, f"{title}\n{key}")
+    wrapped_title(figure, f"{title}\n{key}")
     return figure
 
 
@@ -284,7 +291,7 @@ def by_seed(numbers: Mapping[str, Mapping[str, Mapping[int, float]]], title: str
         title: which data these are.
     """
     guides = list(dict.fromkeys(guide for each in numbers.values() for guide in each))
-    figure = _figure(max(3.2, 0.8 * len(guides) + 2.0) * len(numbers), 4.6)
+    figure = figure_of(max(3.2, 0.8 * len(guides) + 2.0) * len(numbers), 4.6)
     axes = figure.subplots(1, len(numbers), squeeze=False)[0]
     for axis, (name, values) in zip(axes, numbers.items(), strict=True):
         for seed in sorted({seed for each in values.values() for seed in each}):
@@ -298,7 +305,7 @@ def by_seed(numbers: Mapping[str, Mapping[str, Mapping[int, float]]], title: str
     handles, texts = axes[0].get_legend_handles_labels()
     if len(texts) <= _MOST_LEGEND:
         figure.legend(handles, texts, loc="outside right center", frameon=False)
-    _title(figure, title)
+    wrapped_title(figure, title)
     return figure
 
 
@@ -381,7 +388,8 @@ def _levels(density: Array, cell: float) -> list[float]:
     return [level * (1.0 + 1e-6 * k) for k, level in enumerate(levels)]
 
 
-def _figure(width: float, height: float) -> Figure:
+def figure_of(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, that belongs to the caller."""
     # not pyplot's: its figures stay in a global list, and its backend may want a display
     from matplotlib.figure import Figure
 
@@ -403,13 +411,20 @@ def _panels_for(figure: Figure, count: int, gridspec: Mapping[str, float] | None
     return axes[:count]
 
 
-def _title(figure: Figure, text: str) -> None:
+def wrapped_title(figure: Figure, text: str) -> None:
+    """A title in as many lines as the figure's width makes of it."""
     # Matplotlib cuts off what is wider than the figure
     across = max(20, int(figure.get_figwidth() * 9.5))
     figure.suptitle("\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, across)))
 
 
-def _show(axis: Any, picture: Array) -> None:
+def subscript(number: int) -> str:
+    """A number as a subscript: "₁₂"."""
+    return "".join("₀₁₂₃₄₅₆₇₈₉"[int(digit)] for digit in str(number))
+
+
+def show(axis: Any, picture: Array) -> None:
+    """An image with values from 0 to 1, without ticks."""
     axis.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
     axis.set_xticks([])
     axis.set_yticks([])
@@ -420,7 +435,7 @@ def _gap(height: int) -> int:
     return max(1, height // 14)
 
 
-def _montage(images: Array, across: int) -> Array:
+def tiled(images: Array, across: int) -> Array:
     """Images side by side with lines between them: (N, H, W[, 3]) -> (rows · (H + 1) - 1, ...)."""
     size, height, width = images.shape[:3]
     line = _gap(height)
@@ -449,7 +464,7 @@ def _plane(means: Tensor) -> tuple[Array, tuple[str, str]]:
     return points, (first, second)
 
 
-def _by_class(points: Array, labels: Array | None, class_names: Sequence[str]) -> list[tuple[int | None, Any, Array]]:
+def by_class(points: Array, labels: Array | None, class_names: Sequence[str]) -> list[tuple[int | None, Any, Array]]:
     """(class number, colour, points) of each class that is there."""
     if labels is None:
         return [(None, "C0", points)]
@@ -466,7 +481,8 @@ def _by_class(points: Array, labels: Array | None, class_names: Sequence[str]) -
     return parts
 
 
-def _column_names(size: int, columns: Sequence[str]) -> list[str]:
+def column_names(size: int, columns: Sequence[str]) -> list[str]:
+    """The names of a table's columns, or their numbers."""
     return list(columns) if len(columns) == size else [f"column {i}" for i in range(size)]
 
 
@@ -475,7 +491,7 @@ def _panels(size: int) -> tuple[Figure, list[Any], int]:
     shown = min(size, _MOST_COLUMNS)
     across = min(3, shown)
     down = math.ceil(shown / across)
-    figure = _figure(3.6 * across + 1.6, 2.9 * down + 0.9)
+    figure = figure_of(3.6 * across + 1.6, 2.9 * down + 0.9)
     axes = list(figure.subplots(down, across, squeeze=False).flat)
     for axis in axes[shown:]:
         axis.set_axis_off()
@@ -490,7 +506,7 @@ def _table_reconstructions(x: Tensor, means: Mapping[str, Tensor], title: str, c
     size = x.shape[1]
     figure, axes, shown = _panels(size)
     given = x.detach().cpu().numpy()[:_MOST_POINTS]
-    for i, (axis, name) in enumerate(zip(axes, _column_names(size, columns), strict=False)):
+    for i, (axis, name) in enumerate(zip(axes, column_names(size, columns), strict=False)):
         for number, (guide, values) in enumerate(means.items()):
             axis.scatter(
                 given[:, i],
@@ -508,7 +524,7 @@ def _table_reconstructions(x: Tensor, means: Mapping[str, Tensor], title: str, c
     figure.supxlabel("data")
     figure.supylabel("reconstruction, E[x | z]")
     _legend(figure, axes[0])
-    _title(figure, _with_count(title, shown, size))
+    wrapped_title(figure, _with_count(title, shown, size))
     return figure
 
 
@@ -517,7 +533,7 @@ def _table_samples(x: Mapping[str, Tensor], title: str, data: Tensor | None, col
     figure, axes, shown = _panels(size)
     groups = {name: values.detach().cpu().numpy() for name, values in x.items()}
     given = None if data is None else data.detach().cpu().numpy()
-    for i, (axis, name) in enumerate(zip(axes, _column_names(size, columns), strict=False)):
+    for i, (axis, name) in enumerate(zip(axes, column_names(size, columns), strict=False)):
         # a heavy tail's farthest draws would leave one bar for all the rest
         everything = np.concatenate([v[:, i] for v in (*groups.values(), *([] if given is None else [given]))])
         bins = _bins(everything)
@@ -538,7 +554,7 @@ def _table_samples(x: Mapping[str, Tensor], title: str, data: Tensor | None, col
     figure.supxlabel("value")
     figure.supylabel("density")
     _legend(figure, axes[0])
-    _title(figure, _with_count(title, shown, size))
+    wrapped_title(figure, _with_count(title, shown, size))
     return figure
 
 
