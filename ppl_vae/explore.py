@@ -147,8 +147,8 @@ def explore(
     For each latent site of a datum that is a vector of real numbers: ways from code to code, straight and spherical;
     each dimension moved by itself, the most active first; a grid in the codes' plane; where all codes lie, by class;
     clusters of the codes beside the classes, and a linear probe on them beside one on x. In a model of layers, those
-    below a given one are at their means given those above. Discrete sites, and those that all data share, are held at one
-    draw of the guide. A conditional model decodes under the condition of the datum that a way starts from.
+    below a given one are at their means given those above. Discrete sites, and those that all data share, are held at
+    one draw of the guide. A conditional model decodes under the condition of the datum that a way starts from.
 
     Args:
         model, guide: the pair, with a `likelihood` that has a mean.
@@ -281,7 +281,7 @@ class _Here:
         )
 
     def _ways(self, result: Exploration, site: str, codes: Tensor, end: str) -> None:
-        ways: dict[str, Tensor] = {}
+        ways: list[tuple[str, Tensor]] = []
         shown = []
         x = self.test.batch().x
         assert x is not None
@@ -291,7 +291,7 @@ class _Here:
                     path = interpolate(codes[a], codes[b], _STEPS, how)
                 except InputError:  # opposite ones, or one at the origin
                     continue
-                ways[f"{self._name(a)} to {self._name(b)}, {how}"] = self.decoded(site, path, a)
+                ways.append((f"{self._name(a)} to {self._name(b)}, {how}", self.decoded(site, path, a)))
                 shown.append(torch.stack([x[a], x[b]]))
         result.figures[f"interpolations{end}"] = draw.ways(
             ways,
@@ -309,13 +309,16 @@ class _Here:
         text = f"Each dimension of {site} from 1% to 99% of the codes, the others at one datum's code{more}"
         means = self.decoded(site, points, self.anchor)
         result.figures[f"traversals{end}"] = draw.ways(
-            {f"{site}{subscript(d + 1)}": means[k] for k, d in enumerate(order)},
+            [(f"{site}{subscript(d + 1)}", means[k]) for k, d in enumerate(order)],
             self.spec,
             self.title(text, self.anchor),
             places=values,
             places_name="value of the dimension",
             columns=self.test.columns,
-            after=[f"variance {float(variances[d]):.2g}" for d in order],
+            after=[
+                f"{float(values[k, 0]):.1f} to {float(values[k, -1]):.1f}, variance {float(variances[d]):.2g}"
+                for k, d in enumerate(order)
+            ],
         )
 
     def _label(self, row: int) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .build import DataSpec
 from .evaluate.latent_space import Plane2D
-from .plots import by_class, column_names, figure_of, pictures, show, subscript, tiled, wrapped_title
+from .plots import by_class, column_names, figure_of, pictures, pitch_of, show, subscript, tiled, wrapped_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ _SHARES = (0.5, 0.9, 0.99)
 
 
 def ways(
-    rows: Mapping[str, Tensor],
+    rows: Sequence[tuple[str, Tensor]],
     spec: DataSpec,
     title: str,
     *,
@@ -43,46 +43,51 @@ def ways(
     """E[x | z] along ways through the latent space, a row each. Tables: a panel each, a line a column.
 
     Args:
-        rows: (T, \\*D) by name.
+        rows: a name and (T, \\*D) each.
         spec: what the data are.
         title: which data and model.
         ends: (R, 2, \\*D) data, shown at both ends of each row of images.
-        places: (R, T) of the points along each way; None: 0 to 1.
+        places: (R, T) of the points along each way, for the lines of tables; None: 0 to 1.
         places_name: what these are.
         columns: names of a table's columns.
         after: (R,) said to the right of each row.
     """
     if len(spec.shape) == 1:
         return _lines(rows, spec, title, places, places_name, columns, after)
-    steps = len(next(iter(rows.values())))
+    steps = len(rows[0][1])
     beside = 0 if ends is None else 1
     across = steps + 2 * beside
-    left = 0.25 + 0.095 * max(map(len, rows))
-    right = 0.1 + (0.085 * max(map(len, after)) if after else 0.0)
+    tiles = [pictures(means, spec) for _, means in rows]
+    if ends is not None:
+        # scaled with the means, where units have no limits of their own
+        tiles = [
+            pictures(torch.cat([pair[:1], means, pair[1:]]), spec) for pair, (_, means) in zip(ends, rows, strict=True)
+        ]
+    # one picture of all of them: axes take long to lay out
+    picture = tiled(np.concatenate(tiles), across)
+    height, width = spec.shape[1:]
+    gap = pitch_of(height) - height
+    left, right = 0.25 + 0.095 * max(len(name) for name, _ in rows), 0.1 + 0.085 * max([0, *map(len, after)])
     cell = min(0.85, (13.0 - left - right) / across)
-    figure = figure_of(left + right + cell * across, cell * spec.shape[1] / spec.shape[2] * len(rows) + 0.95)
-    grid = figure.subplots(len(rows), across, squeeze=False)
-    for i, (name, means) in enumerate(rows.items()):
-        shown = pictures(means if ends is None else torch.cat([ends[i, :1], means, ends[i, 1:]]), spec)
-        for j, picture in enumerate(shown):
-            axis = grid[i, j]
-            show(axis, picture)
-            if beside and j in (0, across - 1):
-                axis.spines[:].set_color("C1")
-                axis.spines[:].set_linewidth(2.0)
-            elif places is not None:
-                axis.set_xlabel(f"{places[i, j - beside]:.1f}", fontsize=7, labelpad=1)
-        if i == 0 and beside:
-            grid[i, 0].set_title("datum", fontsize=9)
-            grid[i, -1].set_title("datum", fontsize=9)
-            grid[i, 1].set_title("its code", fontsize=9)
-            grid[i, -2].set_title("its code", fontsize=9)
-        grid[i, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-        if after:
-            axis = grid[i, -1].twinx()
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-            axis.set_ylabel(after[i], rotation=0, ha="left", va="center", fontsize=8)
+    figure = figure_of(left + right + cell * across, cell * (height + gap) / (width + gap) * len(rows) + 0.95)
+    axis = figure.subplots()
+    show(axis, picture)
+    axis.spines[:].set_visible(False)
+    middles = [i * (height + gap) + (height - 1) / 2 for i in range(len(rows))]
+    axis.set_yticks(middles, [name for name, _ in rows], fontsize=9)
+    axis.tick_params(length=0)
+    for middle, text in zip(middles, after, strict=False):
+        axis.annotate(text, (1.01, middle), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    if beside:
+        from matplotlib.patches import Rectangle
+
+        for middle in middles:
+            for column in (0, across - 1):
+                corner = (column * (width + gap) - 0.5, middle - height / 2)
+                axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="C1", linewidth=2.0))
+        places_x = [column * (width + gap) + (width - 1) / 2 for column in (0, 1, across - 2, across - 1)]
+        axis.xaxis.tick_top()
+        axis.set_xticks(places_x, ["datum", "its code", "its code", "datum"], fontsize=9)
     wrapped_title(figure, title)
     return figure
 
@@ -254,7 +259,7 @@ def _legend(figure: Figure, axis: Any, labels: Array | None, class_names: Sequen
 
 
 def _lines(
-    rows: Mapping[str, Tensor],
+    rows: Sequence[tuple[str, Tensor]],
     spec: DataSpec,
     title: str,
     places: Tensor | None,
@@ -262,7 +267,7 @@ def _lines(
     columns: Sequence[str],
     after: Sequence[str],
 ) -> Figure:
-    shown = list(rows.items())[:_MOST_PANELS]
+    shown = rows[:_MOST_PANELS]
     across = min(3, len(shown))
     down = math.ceil(len(shown) / across)
     figure = figure_of(3.7 * across + 1.8, 2.9 * down + 1.0)
@@ -274,6 +279,7 @@ def _lines(
         for k, column in enumerate(column_names(spec.shape[0], columns)[:_MOST_LINES]):
             axis.plot(t.numpy(), means[:, k].numpy(), color=f"C{k}", label=column, linewidth=1.4)
         axis.set_title(f"{name}\n{after[i]}" if after else name, fontsize=9)
+        axis.locator_params(axis="x", nbins=6)
         axis.grid(alpha=0.3)
     figure.supxlabel(places_name or "from the one code (0) to the other (1)")
     figure.supylabel("E[x | z]")

@@ -29,6 +29,7 @@ __all__ = [
     "figure_of",
     "latent_space",
     "pictures",
+    "pitch_of",
     "posteriors",
     "principal_components",
     "reconstructions",
@@ -433,6 +434,11 @@ def show(axis: Any, picture: Array) -> None:
 def _gap(height: int) -> int:
     """Pixels between images."""
     return max(1, height // 14)
+
+
+def pitch_of(size: int) -> int:
+    """Pixels from an image's edge to the next one's in `tiled`."""
+    return size + _gap(size)
 
 
 def tiled(images: Array, across: int) -> Array:

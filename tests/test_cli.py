@@ -32,7 +32,7 @@ from ppl_vae.priors import priors
 from ppl_vae.recipe import Recipe
 from ppl_vae.runs import open_run
 
-COMMANDS = ["compare", "train", "evaluate", "sample", "reconstruct", "encode", "export", "list"]
+COMMANDS = ["compare", "train", "evaluate", "sample", "reconstruct", "encode", "explore", "export", "list"]
 TINY = ["--hidden", "8", "--latent", "3", "--epochs", "1", "--batch-size", "256", "--eval-particles", "5"]
 SMALL = ["--hidden", "8", "--latent", "2", "--epochs", "1", "--eval-particles", "3"]
 
@@ -345,6 +345,19 @@ def test_reconstruct_shows_data_and_their_means(digits_run: Path) -> None:
     with np.load("r.npz", allow_pickle=False) as file:
         assert file["x"].shape == (20, 1, 8, 8)
         assert np.bincount(file["y"]).tolist() == [2] * 10
+
+
+def test_explore_writes_pictures_and_a_table(digits_run: Path) -> None:
+    """From less than all the data would give, on a pair that is hardly trained."""
+    done = good("explore", digits_run, "--seeds", 1, "--out", "space")
+    assert "adjusted Rand index" in done.output
+    assert "linear probe on codes" in done.output
+    names = {path.name for path in Path("space").iterdir()}
+    pictures = ("interpolations", "traversals", "manifold", "aggregate", "clusters")
+    assert names == {*(f"{name}.png" for name in pictures), "explore.json", "explore.csv"}
+    again = call("explore", digits_run, "--out", "space")
+    assert again.exit_code == 2
+    assert "there already" in again.output
 
 
 def test_encode_writes_means_scales_labels_and_rows(digits_run: Path) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "Clusters",
     "Plane2D",
     "Probe",
+    "adjusted_rand",
     "clusters",
     "decode",
     "interpolate",
@@ -274,13 +275,21 @@ def decode(model: Program, given: Mapping[str, Tensor], batch: Batch, *, seed: i
             piece = generation(batch).take(rows)._replace(n=stop - start)
             values = {name: value[rows] if latents[name].scope == "datum" else value for name, value in given.items()}
             if device is not None:
-                piece, values = piece.to(device), {name: value.to(device) for name, value in values.items()}
+                piece, values = piece.to(device), {name: _like(model, value) for name, value in values.items()}
             trace: Any = poutine.trace(poutine.condition(model, data=values)).get_trace(piece)
             try:
                 parts.append(trace.nodes["x"]["fn"].mean.cpu())
             except (KeyError, NotImplementedError) as error:
                 raise InputError("there is no site 'x' whose distribution has a mean: nothing can be shown") from error
     return torch.cat(parts)
+
+
+def _like(model: Any, value: Tensor) -> Tensor:
+    """On the model's device, in its precision: codes estimated from draws come in float64."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return value.to(tensor) if value.is_floating_point() else value.to(tensor.device)
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -349,7 +358,6 @@ def clusters(
     Reference: Hubert and Arabie, Comparing partitions, Journal of Classification 1985.
     """
     from sklearn.cluster import KMeans
-    from sklearn.metrics import adjusted_rand_score
     from sklearn.mixture import GaussianMixture
 
     x, held, labels = _labelled(train, test, y)
@@ -378,10 +386,29 @@ def clusters(
         resampled = []
         for _ in range(_BOOTSTRAPS):
             rows = generator.integers(0, len(labels), len(labels))
-            resampled.append(np.mean([adjusted_rand_score(labels[rows], each[rows]) for each in assigned]))
-        scores = tuple(float(adjusted_rand_score(labels, each)) for each in assigned)
+            resampled.append(np.mean([adjusted_rand(labels[rows], each[rows]) for each in assigned]))
+        scores = tuple(adjusted_rand(labels, each) for each in assigned)
         found.append(Clusters(method, count, scores, float(np.std(resampled, ddof=1)), assigned[0]))
     return found
+
+
+def adjusted_rand(one: Array, other: Array) -> float:
+    r"""The adjusted Rand index of two partitions (N,), in numbers from 0: 1 for the same, 0 on average by chance.
+
+    .. math::
+        \frac{\sum_{ij} \binom{n_{ij}}{2} - e}{\frac12 (a + b) - e}, \qquad a = \sum_i \binom{n_{i\cdot}}{2}, \quad
+        b = \sum_j \binom{n_{\cdot j}}{2}, \quad e = a b / \tbinom{N}{2}
+    """
+    width = int(other.max()) + 1
+    table = np.bincount(one * width + other, minlength=(int(one.max()) + 1) * width).reshape(-1, width)
+
+    def pairs(counts: Array) -> float:
+        return float((counts * (counts - 1) / 2).sum())
+
+    both, a, b = pairs(table), pairs(table.sum(1)), pairs(table.sum(0))
+    expected = a * b / pairs(np.array([len(one)])) if len(one) > 1 else 0.0
+    most = (a + b) / 2
+    return 1.0 if most == expected else (both - expected) / (most - expected)
 
 
 @dataclass(frozen=True, eq=False)
