@@ -350,14 +350,14 @@ def test_reconstruct_shows_data_and_their_means(digits_run: Path) -> None:
 def test_explore_writes_pictures_and_a_table(digits_run: Path) -> None:
     """From less than all the data would give, on a pair that is hardly trained."""
     done = good("explore", digits_run, "--seeds", 1, "--out", "space")
-    assert "adjusted Rand index" in done.output
-    assert "linear probe on codes" in done.output
+    assert "adjusted Rand index" in done.out
+    assert "linear probe on codes" in done.out
     names = {path.name for path in Path("space").iterdir()}
     pictures = ("interpolations", "traversals", "manifold", "aggregate", "clusters")
     assert names == {*(f"{name}.png" for name in pictures), "explore.json", "explore.csv"}
     again = call("explore", digits_run, "--out", "space")
-    assert again.exit_code == 2
-    assert "there already" in again.output
+    assert again.code == 2
+    assert "there already" in again.message
 
 
 def test_encode_writes_means_scales_labels_and_rows(digits_run: Path) -> None:
