@@ -272,7 +272,7 @@ def test_every_prior(prior_name: str, model_name: str, guide_name: str, objectiv
     check_guide(guide, model, batch(model_name))
     objective = make_objective(objective_name, model)
     check_objective(objective, model, guide, batch(model_name))
-    check_compiled(model, guide, objective, batch(model_name))
+    check_compiled(model, guide, objective, batch(model_name), steps=3)
 
 
 @pytest.mark.slow

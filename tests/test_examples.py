@@ -53,6 +53,7 @@ def test_all_examples_are_there() -> None:
         "beta_vae",
         "compiled_svi",
         "conditional_vae",
+        "decoders",
         "mode_seeking",
         "own_data",
         "semi_supervised",
