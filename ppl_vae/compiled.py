@@ -6,9 +6,10 @@ import logging
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -266,6 +267,7 @@ class CompiledStep:
         self.modules = list(loss.modules())
         self.version = 0
         self._bound: _Bound | None = None
+        self._tokens: dict[Any, int] = {}
         self._replays: dict[Any, Replay | None] = {}
 
     @property
@@ -283,15 +285,17 @@ class CompiledStep:
             leaves, structure = flatten(args)
             chosen = None if part is None else (part.start, part.stop)
             flags = tuple([m.training for m in self.modules]), tuple([p.requires_grad for p in bound.parameters])
-            key = (signature(leaves), structure, flags, bound.signature, chosen, self.version)
+            key = (signature(leaves), structure, flags, bound.token, chosen, self.version)
             found = self.compiler.get(key, leaves, lambda: self._make(bound, args, part))
             if found is not None:
                 compiled, graph = found
                 graph.calls += 1
-                bound.fill_lr(self.optimizer)
+                bound.fill_numbers(self.optimizer)
                 given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
                 replay = self._replay(key, compiled, graph, bound, given)
                 (aux,) = compiled(*bound.flat, *given) if replay is None else replay(given)
+                # torch's learning-rate schedulers ask whether a step was taken before theirs
+                self.optimizer._opt_called = True  # type: ignore[attr-defined]
                 return aux
         self.report.eager_calls += 1
         return self.eager(*args, part=part)
@@ -303,7 +307,7 @@ class CompiledStep:
         self.optimizer.zero_grad()
         with validation(False):
             loss, aux = self.loss(*args)
-        loss.backward(inputs=params)
+        loss.backward(inputs=[p for p in params if p.requires_grad])
         if self.clip is not None:
             nn.utils.clip_grad_norm_(params, self.clip)
         self.optimizer.step()
@@ -328,10 +332,12 @@ class CompiledStep:
                 self.modules = list(self.loss.modules())
                 self.version += 1  # other modules compute something else: graphs made before are not theirs
             if self._bound is not None:
-                self.rules = self._find_rules()  # options may have come with a loaded state
+                self.rules = self._find_rules()  # options may be others, or have come with a loaded state
                 if self.compiler.backend == "none":
                     return None
             self._bound = _Bound(self.loss, self.optimizer, self.rules)
+            # a number for the long signature, which would be hashed at every step
+            self._bound.token = self._tokens.setdefault(self._bound.signature, len(self._tokens))
             self._replays.clear()  # a CUDA graph reads and writes the memory it was captured with
         return self._bound
 
@@ -339,11 +345,11 @@ class CompiledStep:
         self, key: Any, compiled: Callable[..., tuple[Tensor, ...]], graph: Graph, bound: _Bound, given: list[Tensor]
     ) -> Replay | None:
         """The step as one CUDA graph; None on other devices, or where it cannot be captured, which is reported."""
-        if self.compiler.backend != "inductor":
+        if not bound.on_gpu or self.compiler.backend != "inductor":
             return None
         if key not in self._replays:
             self._replays[key] = None
-            if all(t.device.type == "cuda" for t in (*bound.flat, *given)):
+            if all(t.device.type == "cuda" for t in given):
                 try:
                     self._replays[key] = Replay(compiled, bound.flat, given)
                     graph.captured = True
@@ -383,20 +389,9 @@ class CompiledStep:
                 if self.clip is not None:
                     grads = clip_norm(grads, self.clip)
                 good = torch.isfinite(loss) if self.guard else None
-                start = 0
+                rest = iter(grads)
                 for rule, group in zip(self.rules, groups, strict=False):
-                    with _guarded([group.steps], good):
-                        group.steps.add_(1.0)
-                    if not group.names:
-                        continue
-                    factors = rule.factors(group.lr, group.steps[0].double())
-                    held = {dtype: _held(factors, dtype) for dtype in {parameters[name].dtype for name in group.names}}
-                    for name, slots, grad in zip(group.names, group.slots, grads[start:], strict=False):
-                        if grad is not None:
-                            p = parameters[name].detach()
-                            with _guarded([p, *slots.values()], good):
-                                rule.update(p, grad, slots, held[p.dtype])
-                    start += len(group.names)
+                    _update(rule, group, parameters, [next(rest) for _ in group.names], good)
             return (aux.detach(),)
 
         return step, [*bound.flat, *tensors]
@@ -473,10 +468,40 @@ def clip_norm(grads: Sequence[Tensor | None], largest: float) -> list[Tensor | N
     return [None if g is None else g * factor for g in grads]
 
 
-def _held(factors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+def _update(
+    rule: Rule, group: _Group, parameters: dict[str, Tensor], grads: Sequence[Tensor | None], good: Tensor | None
+) -> None:
+    """The optimizer's step for one group. A parameter without gradient is passed over, as torch does: its state and its
+    step count stay as they are, so that each has a count of its own."""
+    there = [g is not None for g in grads]
+    if not any(there):
+        return
+    if rule.counts:
+        with _guarded([group.steps], good):
+            for run in _runs(there):
+                group.steps[run].add_(1.0)
+    factors = rule.factors(dict(zip(rule.numbers, group.numbers.unbind(), strict=True)), group.steps.double())
+    held = {dtype: _held(factors, dtype) for dtype in {parameters[name].dtype for name in group.names}}
+    for k, (name, slots, grad) in enumerate(zip(group.names, group.slots, grads, strict=True)):
+        if grad is not None:
+            p = parameters[name].detach()
+            own = {key: value[k] if value.dim() else value for key, value in held[p.dtype].items()}
+            with _guarded([p, *slots.values()], good):
+                rule.update(p, grad, slots, own)
+
+
+def _runs(there: Sequence[bool]) -> list[slice]:
+    """The longest slices in which all are there."""
+    edges = [k for k, (a, b) in enumerate(pairwise([False, *there, False])) if a != b]
+    return [slice(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _held(factors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """Numbers that the compiler computes once. Left to itself it would put their powers, in float64, into the loop over
     a parameter's elements, and that loop takes four times as long; a cumulative sum it calls as a whole."""
-    return torch.stack(list(factors)).to(dtype).unsqueeze(-1).cumsum(-1).squeeze(-1).unbind()
+    flat = torch.cat([f.reshape(-1) for f in factors.values()]).to(dtype).unsqueeze(-1).cumsum(-1).squeeze(-1)
+    pieces = flat.split([f.numel() for f in factors.values()])
+    return {name: piece.view(f.shape) for (name, f), piece in zip(factors.items(), pieces, strict=True)}
 
 
 @contextmanager
@@ -496,12 +521,12 @@ def _refill(leaves: list[Any], tensors: Sequence[Tensor]) -> list[Any]:
 @dataclass
 class _Group:
     names: list[str]
-    lr: Tensor
+    numbers: Tensor
     steps: Tensor
     slots: list[dict[str, Tensor]]
 
     def part(self, part: slice) -> _Group:
-        return _Group(self.names[part], self.lr, self.steps[part], self.slots[part])
+        return _Group(self.names[part], self.numbers, self.steps[part], self.slots[part])
 
 
 class _Bound:
@@ -516,18 +541,20 @@ class _Bound:
         self.state = optimizer.state
         self.states: list[tuple[dict[str, Any], list[tuple[str, Tensor]]]] = []
         self.groups: list[_Group] = []
-        self.lrs: list[float] = []
-        for (steps, slots), group in zip(bind_state(optimizer, rules), optimizer.param_groups, strict=True):
+        self.rules = rules
+        self.values: list[list[Any]] = []
+        states = bind_state(optimizer, rules)
+        for rule, (steps, slots), group in zip(rules, states, optimizer.param_groups, strict=True):
             params = group["params"]
             if any(id(p) not in names for p in params):
                 raise InputError(
                     "the optimizer holds a parameter that model, guide and objective no longer have: it was replaced "
                     "after the first step; change parameters in place (p.data.copy_, load_state_dict)"
                 )
-            # float64, as the number in the optimizer is: 0.01 in float32 is off by 2e-8
-            lr = torch.full((), float("nan"), dtype=torch.float64, device=steps.device)
-            self.groups.append(_Group([names[id(p)] for p in params], lr, steps, slots))
-            self.lrs.append(float("nan"))
+            # float64, as the numbers in the optimizer are: 0.01 in float32 is off by 2e-8
+            numbers = torch.full((len(rule.numbers),), float("nan"), dtype=torch.float64, device=steps.device)
+            self.groups.append(_Group([names[id(p)] for p in params], numbers, steps, slots))
+            self.values.append([None] * len(rule.numbers))
             for p, slot in zip(params, slots, strict=True):
                 state = optimizer.state[p]
                 self.states.append((state, [(name, state[name]) for name in (*slot, "step") if name in state]))
@@ -535,10 +562,14 @@ class _Bound:
         self.flat: list[Tensor] = [p.detach() for p in self.parameters]
         self.flat += list(self.buffers.values())
         for bound in self.groups:
-            self.flat += [bound.lr, bound.steps, *[t for slot in bound.slots for t in slot.values()]]
+            self.flat += [bound.numbers, bound.steps, *[t for slot in bound.slots for t in slot.values()]]
         self.names = list(named)
-        options = [[(k, v) for k, v in g.items() if k not in ("params", "lr")] for g in optimizer.param_groups]
-        self.signature = (signature(self.flat), repr(options))
+        self.readers = [rule.reader(group) for rule, group in zip(rules, optimizer.param_groups, strict=True)]
+        self.options: list[tuple[Any, ...]] = [() for _ in rules]
+        self.changed = set(range(len(rules)))
+        self.token = -1
+        self.on_gpu = all(t.device.type == "cuda" for t in self.flat)
+        self.signature = (signature(self.flat), tuple([(type(rule), rule.structure) for rule in rules]))
         # where all that is bound lies in its modules, and the modules themselves
         self.places: list[tuple[dict[str, Any], str, Any]] = [
             (store, name, item)
@@ -559,6 +590,8 @@ class _Bound:
             for name, tensor in slots:
                 if state.get(name) is not tensor:
                     return False
+        if not self._shaped(optimizer):
+            return False
         for store, name, item in self.places:
             if store.get(name) is not item:
                 return False
@@ -568,12 +601,33 @@ class _Bound:
         """Whether the modules are those that were bound."""
         return all(store.get(name) is item for store, name, item in self.children)
 
-    def fill_lr(self, optimizer: Optimizer) -> None:
-        for k, group in enumerate(optimizer.param_groups):
-            lr = float(group["lr"])
-            if lr != self.lrs[k]:
-                self.groups[k].lr.fill_(lr)
-                self.lrs[k] = lr
+    def _shaped(self, optimizer: Optimizer) -> bool:
+        """Whether groups and options still ask for what the rules do: numbers in them may change."""
+        groups = optimizer.param_groups
+        if len(groups) != len(self.groups):
+            return False
+        for k, group in enumerate(groups):
+            if len(group["params"]) != len(self.groups[k].names):
+                return False
+            options = self.readers[k](group)
+            # of a learning rate that is a tensor nobody can see here whether it was changed in place
+            if options != self.options[k] or isinstance(options[0], Tensor):
+                rule = self.rules[k]
+                if rule.structure_of(group) != rule.structure:
+                    return False
+                self.options[k] = options
+                self.changed.add(k)
+        return True
+
+    def fill_numbers(self, optimizer: Optimizer) -> None:
+        """Bring the options that are numbers and have changed, as `current` has seen, into the graph's inputs."""
+        while self.changed:
+            k = self.changed.pop()
+            old, inputs = self.values[k], self.groups[k].numbers
+            for place, value in enumerate(self.rules[k].numbers_of(optimizer.param_groups[k])):
+                if value != old[place]:
+                    inputs[place].fill_(value)
+                    old[place] = value
 
     def unpack(
         self, flat: Sequence[Tensor]
@@ -583,6 +637,6 @@ class _Bound:
         buffers = {name: next(rest) for name in self.buffers}
         groups = []
         for group in self.groups:
-            lr, steps = next(rest), next(rest)
-            groups.append(_Group(group.names, lr, steps, [{name: next(rest) for name in s} for s in group.slots]))
+            numbers, steps = next(rest), next(rest)
+            groups.append(_Group(group.names, numbers, steps, [{name: next(rest) for name in s} for s in group.slots]))
         return parameters, buffers, groups, list(rest)

@@ -706,6 +706,153 @@ def test_a_guarded_step_takes_back_what_a_bad_loss_did(backend: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+class Parts(nn.Module):
+    """Batches of one row use the first and the last part, the others all three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.parts = nn.ParameterList([torch.randn(k, dtype=torch.float64, generator=generator) for k in (3, 2, 4)])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        used = (0, 2) if len(x) == 1 else (0, 1, 2)
+        loss = torch.stack([(self.parts[k] - x[..., :1]).pow(4).sum() for k in used]).sum()
+        return loss, loss
+
+
+def batches_of_parts(steps: int = 12) -> list[Tensor]:
+    x = torch.randn(steps, 3, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return [rows[:1] if k % 3 else rows for k, rows in enumerate(x)]
+
+
+def assert_equal_states(a: nn.Module, b: nn.Module, one: torch.optim.Optimizer, other: torch.optim.Optimizer) -> None:
+    """Parameters and every number of the optimizers' states, normwise to 1e-12."""
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        assert (p - q).norm() <= 1e-12 * q.norm()
+        for name, value in other.state[q].items():
+            if isinstance(value, Tensor):
+                assert (one.state[p][name] - value).norm() <= 1e-12 * value.norm(), name
+
+
+STEPPED = {
+    "adam": (torch.optim.Adam, {"lr": 0.1}),
+    "adamw": (torch.optim.AdamW, {"lr": 0.1, "weight_decay": 0.1}),
+    "adamax": (torch.optim.Adamax, {"lr": 0.1}),
+    "rmsprop": (torch.optim.RMSprop, {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1}),
+    "sgd": (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.1}),
+}
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_a_parameter_without_gradient_keeps_its_state_and_its_count(name: str) -> None:
+    """Batches in which a part gets no gradient alternate with others, after which the counts of steps differ: the steps
+    are those of torch's optimizer."""
+    optim, options = STEPPED[name]
+    ours, theirs = Parts(), Parts()
+    optimizer, reference = optim(ours.parameters(), **options), optim(theirs.parameters(), **options)
+    step = CompiledStep(ours, optimizer, backend="graph")
+    for x in batches_of_parts():
+        loss = step(x)
+        reference.zero_grad()
+        value = theirs(x)[0]
+        value.backward()
+        reference.step()
+        assert loss.item() == pytest.approx(value.item(), rel=1e-12)
+    assert [g.calls for g in step.report.graphs] == [4, 8]
+    assert step.report.fallbacks == []
+    assert_equal_states(ours, theirs, optimizer, reference)
+    if name != "sgd":
+        assert [float(optimizer.state[p]["step"]) for p in ours.parameters()] == [12.0, 4.0, 12.0]
+
+
+@pytest.mark.parametrize("backend", ["graph", "none"])
+def test_a_frozen_parameter_is_passed_over(backend: Any) -> None:
+    ours, theirs = Parts(), Parts()
+    optimizer, reference = (torch.optim.Adam(part.parameters(), lr=0.1) for part in (ours, theirs))
+    step = CompiledStep(ours, optimizer, backend=backend)
+    for k, x in enumerate(batches_of_parts()):
+        for part in (ours, theirs):
+            part.parts[0].requires_grad_(k not in (4, 5))
+        step(x)
+        reference.zero_grad()
+        theirs(x)[0].backward()
+        reference.step()
+    assert_equal_states(ours, theirs, optimizer, reference)
+    assert [float(optimizer.state[p]["step"]) for p in ours.parameters()] == [10.0, 4.0, 12.0]
+
+
+@pytest.mark.parametrize(
+    ("optim", "options"),
+    [
+        (torch.optim.Adam, {"lr": 0.1}),
+        (torch.optim.AdamW, {"lr": 0.1, "weight_decay": 0.1}),
+        (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9}),
+        (torch.optim.RMSprop, {"lr": 1e-3, "momentum": 0.9}),
+    ],
+)
+def test_options_that_a_schedule_changes_are_inputs_of_the_graph(optim: Any, options: dict[str, Any]) -> None:
+    """OneCycleLR writes learning rate and momentum (Adam's first beta) into the groups at every step: one graph."""
+    ours, theirs = Parts(), Parts()
+    optimizer, reference = optim(ours.parameters(), **options), optim(theirs.parameters(), **options)
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(o, max_lr=options["lr"], total_steps=12, cycle_momentum=True)
+        for o in (optimizer, reference)
+    ]
+    step = CompiledStep(ours, optimizer, backend="graph")
+    seen = set()
+    for x in batches_of_parts()[::3] * 3:
+        seen.add(str(optimizer.param_groups[0].get("betas", optimizer.param_groups[0].get("momentum"))))
+        step(x)
+        reference.zero_grad()
+        theirs(x)[0].backward()
+        reference.step()
+        for schedule in schedules[: len(schedules) if schedules[0].last_epoch < 11 else 0]:
+            schedule.step()
+    assert len(seen) > 5
+    assert [g.calls for g in step.report.graphs] == [12]
+    assert_equal_states(ours, theirs, optimizer, reference)
+
+
+def test_options_changed_in_a_group_are_seen_at_the_next_step() -> None:
+    """Numbers are inputs; what shapes the graph (a decay or a momentum from 0, nesterov) makes another one; another
+    group of parameters is bound; what has no compiled update runs eagerly, and is reported."""
+    ours, theirs = Parts(), Parts()
+    both = (ours, theirs)
+    optimizer, reference = (torch.optim.SGD(part.parts[:2].parameters(), lr=1e-3) for part in both)
+    step = CompiledStep(ours, optimizer, backend="graph")
+    changes = [
+        {},
+        {"weight_decay": 0.3},
+        {"weight_decay": 0.1},
+        {"momentum": 0.5},
+        {"momentum": 0.9},
+        {"nesterov": True},
+    ]
+    graphs = []
+
+    def once(change: dict[str, Any]) -> None:
+        for o in (optimizer, reference):
+            o.param_groups[0].update(change)
+        step(x)
+        reference.zero_grad()
+        theirs(x)[0].backward()
+        reference.step()
+        graphs.append(len(step.report.graphs))
+        assert_equal_states(ours, theirs, optimizer, reference)
+
+    x = batches_of_parts()[0]
+    for change in changes:
+        once(change)
+    assert graphs == [1, 2, 2, 3, 3, 4]
+    for o, part in zip((optimizer, reference), both, strict=True):
+        o.add_param_group({"params": [part.parts[2]], "lr": 1e-4})
+    once({})
+    assert step.report.eager_calls == 0
+    with pytest.warns(CompileWarning, match="dampening"):
+        once({"nesterov": False, "dampening": 0.5})
+    assert step.report.eager_calls == 1
+
+
 @pytest.mark.slow
 def test_memory_and_graphs_stay_as_they_are_over_ten_thousand_steps() -> None:
     """The process holds what it held after the first thousand, to 8 MB; nothing is compiled after the first step."""
