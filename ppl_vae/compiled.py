@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import traceback
 import warnings
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -40,7 +42,7 @@ class CompileWarning(UserWarning):
 @dataclass
 class Graph:
     """One compiled graph: what it was made for, its size and what it cost; `captured` says whether it is replayed as
-    one CUDA graph."""
+    one CUDA graph, `written` which of its inputs it updates in place."""
 
     inputs: str
     nodes: int
@@ -48,6 +50,7 @@ class Graph:
     compile_seconds: float
     calls: int = 0
     captured: bool = False
+    written: tuple[int, ...] = field(default=(), repr=False)
 
 
 @dataclass
@@ -58,11 +61,13 @@ class CompileReport:
         graphs: one for each set of input shapes.
         fallbacks: why something ran eagerly, each reason once.
         eager_calls: calls that ran eagerly.
+        notes: what else is worth knowing: an option without effect, a number that makes a graph for each of its values.
     """
 
     graphs: list[Graph] = field(default_factory=list)
     fallbacks: list[str] = field(default_factory=list)
     eager_calls: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def compile_seconds(self) -> float:
@@ -75,6 +80,7 @@ class CompileReport:
             for g in self.graphs
         ]
         lines += [f"eager: {reason}" for reason in self.fallbacks]
+        lines += [f"note: {note}" for note in self.notes]
         if self.eager_calls:
             lines.append(f"{self.eager_calls} calls ran eagerly")
         return "\n".join(lines) or "nothing has run yet"
@@ -101,15 +107,31 @@ class _Compiler:
                 "Python number that changes is another input each time; give it as a tensor)"
             )
             return None  # not kept: there may be one for every step
+        self.notice_numbers(key)
         function, flat = make()
         made = None
         try:
-            made = compile_flat(function, flat, describe(leaves), self.backend)
+            made = compile_flat(function, flat, describe(leaves), self.backend, self.report.notes)
             self.report.graphs.append(made[1])
         except Exception as error:  # whatever tracing or compiling may raise, the step can still run
             self.fallback(f"{explain(error)}")
         self.calls[key] = made
         return made
+
+    def notice_numbers(self, key: Any) -> None:
+        """Note once that graphs are made for the values of one number, before as many are made as there may be."""
+        leaves, *rest = key
+        for others, *other_rest in self.calls:
+            if rest != other_rest or len(leaves) != len(others):
+                continue
+            changed = [(a, b) for a, b in zip(others, leaves, strict=True) if a != b]
+            if all(a[0] is b[0] and a[0] in (int, float) for a, b in changed) and not self.report.notes:
+                values = " and ".join(f"{a[1]!r}, then {b[1]!r}" for a, b in changed)
+                self.report.notes.append(
+                    f"{self.what}: a Python number among the arguments changes ({values}), and each of its values "
+                    "makes a graph; give it as a tensor"
+                )
+                return
 
     def fallback(self, reason: str) -> None:
         if reason not in self.report.fallbacks:
@@ -118,27 +140,39 @@ class _Compiler:
 
 
 def compile_flat(
-    function: Callable[..., tuple[Tensor, ...]], flat: Sequence[Tensor], inputs: str, backend: Backend = "inductor"
+    function: Callable[..., tuple[Tensor, ...]],
+    flat: Sequence[Tensor],
+    inputs: str,
+    backend: Backend = "inductor",
+    notes: list[str] | None = None,
 ) -> tuple[Callable[..., Any], Graph]:
     """Trace a function of tensors on stand-ins without data, and compile its graph.
 
     Stand-ins make a branch on a tensor's value an error, where real tensors would freeze the branch taken. Updates
-    in place of the inputs are kept.
+    in place of the inputs are kept. `notes` are added to.
     """
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+    written: list[int] = []
+
+    def watched(*tensors: Tensor) -> tuple[Tensor, ...]:
+        before = [t._version for t in tensors]
+        out = function(*tensors)
+        written.extend(k for k, (t, version) in enumerate(zip(tensors, before, strict=True)) if t._version != version)
+        return out
+
     started = time.perf_counter()
     with validation(False), torch.enable_grad():
-        graph = make_fx(function, tracing_mode="fake")(*flat)
+        graph = make_fx(watched, tracing_mode="fake")(*flat)
     _drop_profiler_marks(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     traced = time.perf_counter()
     nodes = sum(1 for node in graph.graph.nodes if node.op == "call_function")
     if backend == "graph":
-        return graph, Graph(inputs, nodes, traced - started, 0.0)
+        return graph, Graph(inputs, nodes, traced - started, 0.0, written=tuple(written))
     from torch import _inductor  # as a name of its own: `import torch._inductor` would make `torch` a local one
     from torch._inductor import config
 
@@ -149,8 +183,37 @@ def compile_flat(
     with warnings.catch_warnings(), config.patch(_noise(flat)), torch._guards.tracing(shapes):
         warnings.simplefilter("ignore")  # the compiler's own advice is not the user's
         # the compiler itself, without Dynamo: shapes are fixed by our own key, so a call needs no guards
-        compiled = _inductor.compile(graph, list(flat))
-    return compiled, Graph(inputs, nodes, traced - started, time.perf_counter() - traced)
+        while True:
+            try:
+                compiled = _inductor.compile(graph, list(flat))
+                break
+            except Exception as error:
+                broken = _broken_library(error)
+                if broken is None:
+                    raise
+                broken.unlink()  # so that there is one fewer to come upon in the next attempt
+                if notes is not None:
+                    notes.append(f"{broken} in the compiler's cache could not be loaded, and was compiled again")
+    return compiled, Graph(inputs, nodes, traced - started, time.perf_counter() - traced, written=tuple(written))
+
+
+def _broken_library(error: BaseException | None) -> Path | None:
+    """The library in the compiler's cache that could not be loaded: a process that was killed may leave half of one,
+    and whoever comes next takes it for whole."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    while error is not None:
+        found = _NOT_LOADED.search(str(error))
+        if found is not None:
+            path = Path(found[1])
+            return path if path.is_file() and Path(cache_dir()).resolve() in path.resolve().parents else None
+        error = error.__cause__ or error.__context__
+    return None
+
+
+_NOT_LOADED = re.compile(
+    r"(/[^\s:]+\.so): (?:file too short|invalid ELF header|cannot read file data|file data too short)"
+)
 
 
 def _noise(flat: Sequence[Tensor]) -> dict[str, bool]:
@@ -351,7 +414,9 @@ class CompiledStep:
             self._replays[key] = None
             if all(t.device.type == "cuda" for t in given):
                 try:
-                    self._replays[key] = Replay(compiled, bound.flat, given)
+                    # of what is given nothing is written: it is the batch
+                    held = [k for k in graph.written if k < len(bound.flat)]
+                    self._replays[key] = Replay(compiled, bound.flat, given, held)
                     graph.captured = True
                 except Exception as error:
                     self.compiler.fallback(f"not captured as a CUDA graph: {explain(error)}")

@@ -7,6 +7,7 @@ import math
 import numbers
 import os
 import platform
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +28,7 @@ from .isolation import cuda_in, restored
 from .labels import class_count
 from .likelihoods import Likelihood
 from .loader import Data, as_data
-from .networks import set_precision
+from .networks import NOTHING_IN_BF16, set_precision
 from .objectives import ELBO, Objective
 from .processes import launch
 from .threads import few_threads
@@ -252,7 +253,8 @@ def fit(
     for part in parts:
         # several processes: each moves its own copy
         part.to(where if settings.devices == 1 else "cpu")
-        set_precision(part, precision)
+    if sum([set_precision(part, precision) for part in parts]) == 0 and precision == "bf16":
+        warnings.warn(NOTHING_IN_BF16, stacklevel=2)
     try:
         with few_threads(*parts):
             outcome = launch(job, where)

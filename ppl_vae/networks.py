@@ -99,14 +99,22 @@ class Body(nn.Module):
         raise NotImplementedError
 
 
-def set_precision(module: nn.Module, precision: Literal["32", "bf16"]) -> None:
+NOTHING_IN_BF16 = (
+    'precision="bf16" changes nothing here: neither model nor guide has a network of ppl_vae.networks. All is in the '
+    "precision of the parameters; build the networks from `networks.MLP`, or put torch.autocast around their layers"
+)
+
+
+def set_precision(module: nn.Module, precision: Literal["32", "bf16"]) -> int:
     """Choose the precision of every `Body` inside of `module`: "32" leaves float32 (or float64), "bf16" does matrix
-    products and convolutions in bfloat16. Heads, log-probabilities and parameters keep their own."""
+    products and convolutions in bfloat16. Heads, log-probabilities and parameters keep their own. Returns how many
+    there are: modules of other kinds are left alone."""
     if precision not in ("32", "bf16"):
         raise choose("precision", precision, ("32", "bf16"))
-    for part in module.modules():
-        if isinstance(part, Body):
-            part.autocast = precision == "bf16"
+    bodies = [part for part in module.modules() if isinstance(part, Body)]
+    for part in bodies:
+        part.autocast = precision == "bf16"
+    return len(bodies)
 
 
 class Linear(Body):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
@@ -11,7 +12,19 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO as PyroELBO
-from pyro.infer import RenyiELBO, TraceEnum_ELBO
+from pyro.infer import (
+    JitTrace_ELBO,
+    JitTraceMeanField_ELBO,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    Trace_MMD,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+    TraceTMC_ELBO,
+)
 from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,7 +33,7 @@ from .compiled import Backend, CompiledFunction, CompiledStep, CompileReport
 from .errors import InputError
 from .isolation import untouched
 from .minibatches import Minibatches
-from .networks import set_precision
+from .networks import NOTHING_IN_BF16, set_precision
 from .objectives import ELBO, IWAE, Objective, Renyi
 from .together import joined, owned
 from .weights import Program
@@ -41,20 +54,22 @@ class CompiledSVI:
             parameters are found by one run at the first step.
         optim: a torch optimizer class (with `optim_args`), a callable that takes parameters and returns a torch
             optimizer, or one of `pyro.optim`'s. Adam, AdamW, Adamax, SGD and RMSprop are compiled; others run eagerly.
-        loss: an objective of this package, or Pyro's `Trace_ELBO`, `TraceMeanField_ELBO`; `RenyiELBO` and
-            `TraceEnum_ELBO`, which cannot be traced, are replaced by their equals here.
+        loss: an objective of this package, or Pyro's `Trace_ELBO`, `TraceMeanField_ELBO`; `RenyiELBO`,
+            `TraceEnum_ELBO` and the losses under TorchScript are replaced by their equals here. Others of Pyro's are
+            refused.
         optim_args: options of the optimizer class.
         clip_norm: largest norm of all gradients together.
         lr_schedule: a function from the number of steps done to a factor on every learning rate.
         precision: "32", or "bf16" for matrix products in bfloat16, everything else in float32 (for programs made of
-            this package's networks).
+            this package's networks; where there is none a warning, and the report, say that nothing is in bfloat16).
         multi_step: M, to run M minibatches a call: `step` then takes the whole data, which lie on the device, and the
             rows of each minibatch, which are taken inside of the graph. Meant for GPUs, where launching the work of
             taking a batch costs as much as a small step.
         compile: False runs eagerly, "graph" runs the traced graph without compiling it, both for comparison.
 
     Raises:
-        InputError: an optimizer or loss of another kind; at the first step, a pair that breaks a rule.
+        InputError: a loss that cannot be compiled, with the one to take instead; at the first step an optimizer of
+            another kind, or a pair that breaks a rule.
 
     Example:
         >>> svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-3})  # doctest: +SKIP
@@ -76,8 +91,6 @@ class CompiledSVI:
         multi_step: int | None = None,
         compile: bool | Literal["graph"] = True,
     ) -> None:
-        if not isinstance(loss, PyroELBO):
-            raise InputError(f"loss is a {type(loss).__name__}; give an objective, or a loss of pyro.infer")
         whole = isinstance(multi_step, int) and not isinstance(multi_step, bool)
         if multi_step is not None and not (whole and multi_step >= 1):
             raise InputError(f"multi_step={multi_step!r} must be the number of minibatches a call, 1 or more, or None")
@@ -96,6 +109,7 @@ class CompiledSVI:
         self._evaluate: CompiledFunction | None = None
         self._data: Minibatches | None = None
         self._base_lrs: list[float] = []
+        self.notes: list[str] = []
 
     def step(self, *args: Any, rows: Tensor | None = None, **kwargs: Any) -> Tensor:
         """One step on a batch; returns the loss, Σ over the batch in nats, as a 0-dimensional tensor.
@@ -164,6 +178,7 @@ class CompiledSVI:
             [graph for r in reports for graph in r.graphs],
             list(dict.fromkeys(reason for r in reports for reason in r.fallbacks)),
             sum(r.eager_calls for r in reports),
+            list(dict.fromkeys([*self.notes, *[note for r in reports for note in r.notes]])),
         )
 
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CompiledStep:
@@ -176,7 +191,9 @@ class CompiledSVI:
         """The pair as a module, and its optimizer, made at the first sight of a batch."""
         if self._pair is None:
             pair = _Pair(self.model, self.guide, self.loss, args, kwargs)
-            set_precision(pair, self.precision)
+            if set_precision(pair, self.precision) == 0 and self.precision == "bf16":
+                self.notes.append(NOTHING_IN_BF16)
+                warnings.warn(NOTHING_IN_BF16, stacklevel=4)
             own = self.loss.optimizers() if isinstance(self.loss, Objective) else []
             taken = {id(p) for p in owned(own)}
             parameters = [p for p in pair.parameters() if p.requires_grad and id(p) not in taken]
@@ -295,15 +312,47 @@ def _quiet_pyro() -> Iterator[None]:
         yield
 
 
-def _traceable(loss: PyroELBO) -> PyroELBO:
-    """The loss, or its equal here where Pyro's own cannot be traced."""
+_INSTEAD = {
+    TraceGraph_ELBO: "objectives.ScoreFunction, whose baselines take the place of its own; Trace_ELBO where all "
+    "latents are reparameterized",
+    ReweightedWakeSleep: "objectives.Wake",
+    TraceTailAdaptive_ELBO: "an objective of this package",
+    TraceTMC_ELBO: "IWAE(particles=...) for a bound from several particles",
+    Trace_MMD: "an objective of this package",
+}
+
+
+def _traceable(loss: Any) -> PyroELBO:
+    """The loss, or its equal here where Pyro's own cannot be traced; `InputError` where there is none."""
     if isinstance(loss, Objective):
         return loss
+    name = type(loss).__name__
+    if not isinstance(loss, PyroELBO):
+        raise InputError(f"loss is a {name}; give an objective, or a loss of pyro.infer")
     if isinstance(loss, RenyiELBO):
         return IWAE(loss.num_particles) if loss.alpha == 0 else Renyi(loss.alpha, loss.num_particles)
     if isinstance(loss, TraceEnum_ELBO):
         return ELBO(particles=loss.num_particles, kl="monte-carlo")
+    for refused, instead in _INSTEAD.items():
+        if isinstance(loss, refused):
+            raise InputError(f"loss is a {name}, which cannot be compiled; give {instead}, or use pyro.infer.SVI")
+    if isinstance(loss, JitTrace_ELBO | JitTraceMeanField_ELBO):  # TorchScript computes the same
+        kind: Any = TraceMeanField_ELBO if isinstance(loss, JitTraceMeanField_ELBO) else Trace_ELBO
+        options = ("num_particles", "max_plate_nesting", "vectorize_particles", "strict_enumeration_warning")
+        plain: PyroELBO = kind(**{name: getattr(loss, name) for name in options})
+        return plain
+    differentiable, gradients = (_defined_at(type(loss), m) for m in ("differentiable_loss", "loss_and_grads"))
+    if differentiable is None or (gradients is not None and gradients < differentiable):
+        raise InputError(
+            f"loss is a {name}, whose gradients are not those of a `differentiable_loss`; give an objective, "
+            "Trace_ELBO or TraceMeanField_ELBO, or use pyro.infer.SVI"
+        )
     return loss
+
+
+def _defined_at(kind: type, method: str) -> int | None:
+    """How far up among the classes that `kind` is made of a method is defined."""
+    return next((k for k, base in enumerate(kind.__mro__) if method in vars(base)), None)
 
 
 def _make_optimizer(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 
 from ppl_vae import ELBO, IWAE, Batch, InputError, Renyi, guides, likelihoods, models, networks
-from ppl_vae.compiled import MAX_GRAPHS, CompiledStep, CompileWarning
+from ppl_vae.compiled import MAX_GRAPHS, CompiledStep, CompileWarning, _broken_library
 from ppl_vae.data import DataSet
 from ppl_vae.minibatches import shuffled_rows
 from ppl_vae.svi import CompiledSVI
@@ -280,6 +282,11 @@ def test_a_number_that_changes_is_better_given_as_a_tensor() -> None:
     svi = CompiledSVI(weighted, posterior, torch.optim.SGD, Trace_ELBO(), {"lr": 1e-6}, compile="graph")
     for k in range(MAX_GRAPHS):
         svi.step(data(), 1.0 + k)
+    assert svi.report().notes == [
+        "CompiledSVI.step: a Python number among the arguments changes (1.0, then 2.0), and each of its values makes a "
+        "graph; give it as a tensor"
+    ]
+    assert svi.report().notes[0] in str(svi.report())
     with pytest.warns(CompileWarning, match="give it as a tensor"):
         svi.step(data(), 0.5)
     for k in range(10):
@@ -667,6 +674,146 @@ def test_shuffled_rows_are_whole_epochs() -> None:
         shuffled_rows(4, 5, 1)
     with pytest.raises(InputError, match="steps=0"):
         shuffled_rows(4, 2, 0)
+
+
+def test_every_loss_of_pyro_is_traced_replaced_or_refused_at_once() -> None:
+    """Each loss that `pyro.infer` exports, by what becomes of it."""
+    import inspect
+
+    import pyro.infer as infer
+    from pyro.contrib.gp.kernels import RBF
+
+    becomes: dict[str, Any] = {
+        "Trace_ELBO": infer.Trace_ELBO,
+        "TraceMeanField_ELBO": infer.TraceMeanField_ELBO,
+        "JitTrace_ELBO": infer.Trace_ELBO,
+        "JitTraceMeanField_ELBO": infer.TraceMeanField_ELBO,
+        "TraceEnum_ELBO": ELBO,
+        "JitTraceEnum_ELBO": ELBO,
+        "RenyiELBO": IWAE,
+        "TraceGraph_ELBO": "ScoreFunction",
+        "JitTraceGraph_ELBO": "ScoreFunction",
+        "ReweightedWakeSleep": "objectives.Wake",
+        "TraceTailAdaptive_ELBO": "which cannot be compiled",
+        "TraceTMC_ELBO": "IWAE",
+        "Trace_MMD": "pyro.infer.SVI",
+        "EnergyDistance": "give an objective",
+    }
+    losses = {
+        name
+        for name, kind in vars(infer).items()
+        if inspect.isclass(kind) and (issubclass(kind, infer.ELBO) or hasattr(kind, "loss")) and kind is not infer.ELBO
+    }
+    assert losses == set(becomes)
+    for name, expected in becomes.items():
+        options = {"kernel": RBF(input_dim=1)} if name == "Trace_MMD" else {}
+        loss = (
+            getattr(infer, name)(num_particles=3, vectorize_particles=True, **options)
+            if name != "EnergyDistance"
+            else (infer.EnergyDistance())
+        )
+        if isinstance(expected, str):
+            with pytest.raises(InputError, match=f"loss is a {name}.*{expected}"):
+                CompiledSVI(*pair(), torch.optim.Adam, loss)
+            continue
+        svi = CompiledSVI(*pair(), torch.optim.Adam, loss, {"lr": 1e-3}, compile="graph")
+        assert type(svi.loss) is expected
+        assert getattr(svi.loss, "num_particles", getattr(svi.loss, "particles", None)) == 3
+        assert getattr(svi.loss, "vectorize_particles", True)
+
+
+def test_a_loss_with_gradients_of_its_own_is_refused() -> None:
+    """A graph is of `differentiable_loss`: of a loss that overrides another method it would be another loss."""
+
+    class Own(Trace_ELBO):
+        def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+            return 0.0
+
+    class Bare(pyro.infer.ELBO):
+        def _get_trace(self, *args: Any) -> None: ...
+
+    class Fine(Trace_ELBO):
+        pass
+
+    for loss in (Own(), Bare()):
+        with pytest.raises(InputError, match="differentiable_loss"):
+            CompiledSVI(*pair(), torch.optim.Adam, loss)
+    CompiledSVI(*pair(), torch.optim.Adam, Fine())
+
+
+def test_bf16_without_a_network_to_do_it_in_is_said() -> None:
+    model, guide = functions()
+    svi = CompiledSVI(model, guide, torch.optim.Adam, Trace_ELBO(), {"lr": 1e-2}, precision="bf16", compile="graph")
+    with pytest.warns(UserWarning, match="changes nothing here"):
+        svi.step(data().x)
+    svi.step(data().x)
+    assert len(svi.report().notes) == 1
+    assert "bf16" in str(svi.report())
+
+
+@pytest.mark.slow
+def test_a_library_that_a_killed_compile_left_empty_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor.utils import clear_caches
+
+    x, found = torch.ones(3, dtype=torch.float64), []
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for cache in (whole, broken):
+        if cache is broken:
+            # in another folder: a path that is loaded in this process would not be looked for on the disk again
+            shutil.copytree(whole, broken)
+            libraries = list(broken.rglob("*.so"))
+            assert libraries
+            for library in libraries:
+                library.write_bytes(b"")
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
+        clear_caches()
+        line = Line()
+        step = CompiledStep(line, torch.optim.Adam(line.parameters(), lr=0.1))
+        step(x)
+        found.append(line.weight.detach())
+        assert step.report.fallbacks == []
+        assert bool(step.report.notes) == (cache is broken)
+    assert all("compiled again" in note for note in step.report.notes)
+    assert torch.equal(*found)
+    clear_caches()
+
+
+def test_only_a_broken_library_of_the_cache_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that the loader names, wherever in the chain of errors, if it is a file of the compiler's cache."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    inside, outside = tmp_path / "cache" / "a.so", tmp_path / "b.so"
+    for path in (inside, outside):
+        path.touch()
+    error = RuntimeError("compiling failed")
+    error.__cause__ = ImportError(f"{inside}: file too short")
+    assert _broken_library(error) == inside
+    assert _broken_library(OSError(f"{outside}: file too short")) is None
+    assert _broken_library(OSError(f"{inside}: undefined symbol: f")) is None
+    inside.unlink()
+    assert _broken_library(error) is None
+
+
+def test_a_graph_knows_what_it_updates() -> None:
+    """Parameters, their state and counts, and a buffer that the loss moves; neither options nor data."""
+
+    class Counting(Line):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
+            self.register_buffer("held", torch.ones(3, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            self.seen += 1
+            return super().forward(x * self.held)
+
+    line = Counting()
+    step = CompiledStep(line, torch.optim.Adam(line.parameters(), lr=0.1), backend="graph")
+    step(torch.ones(3, dtype=torch.float64))
+    # in their order: weight, seen, held, options, count, two moments, x
+    assert step.report.graphs[0].written == (0, 1, 4, 5, 6)
 
 
 @pytest.mark.parametrize("loss", [None, "elbo", lambda *a: 0])
