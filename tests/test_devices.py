@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
-from trained import data, pair
+from trained import QUIET, data, pair
 
-from ppl_vae import ELBO, IWAE, CompiledSVI, Objective, Renyi
+from ppl_vae import ELBO, IWAE, CompiledSVI, Objective, Renyi, fit
 from ppl_vae.compiled import CompiledStep
 from ppl_vae.minibatches import shuffled_rows
 
@@ -95,3 +95,71 @@ def test_a_captured_step_waits_for_nothing_and_draws_anew() -> None:
         assert len(runs[-1][:8].unique()) == 8  # one minibatch, parameters unchanged: noise alone differs
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
+
+
+def test_a_training_on_a_gpu_is_compiled_and_captured() -> None:
+    """`fit` compiles there by itself; it is the run of its seed, and what it trained is the eager run's to the noise's
+    difference."""
+    ends = {}
+    for name, seed, compile in (("one", 0, True), ("same", 0, "auto"), ("other", 1, True), ("eager", 0, False)):
+        model, guide = pair()
+        found = fit(
+            model,
+            guide,
+            data("dynamic"),
+            epochs=30,
+            batch_size=16,
+            lr=1e-2,
+            device="cuda",
+            compile=compile,
+            seed=seed,
+            **QUIET,  # type: ignore[arg-type]
+        )
+        assert found.compiled.fallbacks == []
+        assert all(graph.captured for graph in found.compiled.graphs)
+        assert bool(found.compiled.graphs) == (compile is not False)
+        ends[name] = found.history
+    assert ends["one"][-1]["elbo"] == ends["same"][-1]["elbo"]
+    assert ends["one"][-1]["elbo"] != ends["other"][-1]["elbo"]
+    gain = ends["eager"][-1]["elbo"] - ends["eager"][0]["elbo"]
+    assert ends["one"][-1]["elbo"] > ends["eager"][0]["elbo"] + 0.5 * gain > ends["eager"][0]["elbo"]
+
+
+def test_a_captured_step_waits_for_nothing_while_its_schedule_moves() -> None:
+    """Batches, learning rate and momentum change from step to step; no step waits for the GPU."""
+    torch.manual_seed(0)
+    model, guide = (module.cuda() for module in pair())
+    svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-3}, clip_norm=10.0)
+    batches = [data("fixed").to("cuda").batch(torch.arange(k, k + 16, device="cuda")) for k in range(8)]
+    svi.step(batches[0])
+    assert svi.optimizer is not None
+    schedule = torch.optim.lr_scheduler.OneCycleLR(svi.optimizer, max_lr=1e-2, total_steps=20)
+    losses = []
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches:
+            losses.append(svi.step(batch))
+            schedule.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert svi.report().fallbacks == []
+    assert [g.captured for g in svi.report().graphs] == [True]
+    assert torch.isfinite(torch.stack(losses)).all()
+
+
+def test_a_step_that_cannot_be_captured_runs_without_and_leaves_the_generator_free() -> None:
+    """A copy to the host inside of a recording makes CUDA call it invalid."""
+    from ppl_vae.replay import Replay
+
+    def reading(weight: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        weight.add_(torch.rand((), device="cuda"))
+        return (weight * float(x.sum()),)
+
+    weight, x = torch.ones(3, device="cuda"), torch.ones(4, device="cuda")
+    before = torch.cuda.get_rng_state()
+    with pytest.raises(RuntimeError):
+        Replay(reading, [weight], [x], written=(0,))
+    assert torch.equal(weight, torch.ones(3, device="cuda"))
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    assert torch.isfinite(torch.rand(3, device="cuda")).all()
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
