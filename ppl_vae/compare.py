@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .build import DataSpec
 from .conditions import conditions
-from .contenders import ALL, Entry, GuideLike, entries, folder_name, seeds_of
+from .contenders import ALL, DECODER, Entry, GuideLike, entries, folder_name, seeds_of
 from .data import DataSet, DataSplits, split
 from .display import Display, display
 from .errors import InputError, check_count, choose
@@ -52,9 +52,6 @@ __all__ = ["Comparison", "Contender", "Trial", "compare", "of_each_class", "pict
 
 FORMAT = 2
 DRAWS = "comparison.nc"
-DECODER = "decoder"
-"""The run of the model that all guides share, where it was trained here."""
-
 _LOCAL = "‡"
 _PICTURES = 12
 _PANELS = 4
@@ -617,12 +614,9 @@ class _Job:
         refusals: list[Exception] = []
         for label, entry in self.entries.items():
             try:
-                self.prepared[label] = self._prepare(entry, self.seeds[0])
-            except InputError as error:
-                if not self.every:
-                    raise
-                self.prepared[label] = error
-                refusals.append(error)
+                self.prepared[label] = ready = self._prepare(entry, self.seeds[0])
+                if self.every and _is_of_layers(entry):
+                    _refuse_one_layer(ready.model)
             except Exception as error:
                 self.prepared[label] = error
                 refusals.append(error)
@@ -697,18 +691,16 @@ class _Job:
                     overall[contender.guide].update(len(contender.trials))
 
     def _refused(self, comparison: Comparison, contender: Contender, refusal: InputError) -> None:
-        """What the first guide's settings are refused for is nobody's failure but the caller's; of all guides those
+        """What all guides are refused for is nobody's failure but the caller's; of all guides of the registry those
         that do not fit are left out."""
         if len(contender.trials) > 1:
             return
         if self.every:
             comparison.left_out[contender.guide] = one_line(refusal)
             self.contenders.remove(contender)
-            self.refusals.append(refusal)
-            if not self.contenders:
-                raise self.refusals[0]
-        elif contender is self.contenders[0]:
-            raise refusal
+        self.refusals.append(refusal)
+        if len(self.refusals) == len(self.entries):
+            raise self.refusals[0]
 
     def _run_one(self, comparison: Comparison, trial: Trial, folder: Path | None, shows: Display) -> Exception | None:
         several = len(self.seeds) > 1
@@ -765,6 +757,16 @@ class _Job:
             raise
         except Exception as error:
             trial.error = f"evaluation: {one_line(error)}"
+
+
+def _is_of_layers(entry: Entry) -> bool:
+    return entry.own is None and entry.guide in ("bottom-up", "top-down")
+
+
+def _refuse_one_layer(model: nn.Module) -> None:
+    latents: Mapping[str, Any] = getattr(model, "latents", {})
+    if len(latents) == 1:
+        raise InputError("of a model with one layer it is the mean-field guide")
 
 
 def _conclude(comparison: Comparison) -> None:

@@ -14,10 +14,13 @@ from .guides import guides as registry
 from .options import label, parse
 from .weights import no_density
 
-__all__ = ["ALL", "Entry", "GuideLike", "entries", "folder_name", "seeds_of"]
+__all__ = ["ALL", "DECODER", "Entry", "GuideLike", "entries", "folder_name", "seeds_of"]
 
 ALL = "all"
 """Stands for every guide of the registry that has a density: what is compared are bounds on log p(x)."""
+
+DECODER = "decoder"
+"""The run of the model that all guides share, where it was trained in the comparison."""
 
 PLAIN = "mean-field"
 
@@ -58,6 +61,7 @@ def entries(guides: str | Sequence[GuideLike] | Mapping[str, GuideLike]) -> list
         found = [_entry(guide, str(name), k) for k, (name, guide) in enumerate(guides.items())]
     else:
         found = [_entry(guide, None, k) for k, guide in enumerate(guides)]
+    _check_folders(found)
     labels = [entry.label for entry in found]
     if len(set(labels)) != len(labels):
         raise InputError(
@@ -88,6 +92,17 @@ def folder_name(entry_label: str, seed: int, several: bool) -> str:
     """The folder of a guide's run: its label, and its seed where there are several."""
     plain = re.sub(r"[^\w.,=+-]+", "-", entry_label).strip("-.") or "guide"
     return f"{plain}-seed-{seed}" if several else plain
+
+
+def _check_folders(found: Sequence[Entry]) -> None:
+    folders = {folder_name(DECODER, 0, several=False): DECODER}
+    for entry in found:
+        folder = folder_name(entry.label, 0, several=False)
+        if folders.setdefault(folder, entry.label) != entry.label or entry.label == DECODER:
+            raise InputError(
+                f"guides={[e.label for e in found]}: {entry.label!r} would be kept in the folder {folder!r}, as is "
+                f"{'the model that is held' if folder == DECODER else repr(folders[folder])}; give it another name"
+            )
 
 
 def _entry(guide: Any, name: str | None, place: int) -> Entry:

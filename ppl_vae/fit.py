@@ -204,6 +204,7 @@ def fit(
     _whole("checkpoint_every", checkpoint_every, 1)
     _check_settings(settings, objective, train_data, held_out)
     _check_sizes(guide, objective, train_data, settings.devices)
+    _know(guide, train_data, held_out)
     where = resolve_device(device)
     if not isinstance(compile, bool) and compile != "auto":
         raise choose("compile", compile, ("auto", "True", "False"))
@@ -357,6 +358,20 @@ def _check_sizes(guide: nn.Module, objective: Objective, data: Data, devices: in
             )
     if devices > 1 and isinstance(getattr(objective, "size", None), int):
         raise InputError(f"{type(objective).__name__} keeps its chains in one process: train with devices=1")
+
+
+def _know(guide: nn.Module, data: Data, validation: Data | None) -> None:
+    """A guide with parameters for each datum notes which data they are, and has none for any others."""
+    if not callable(getattr(guide, "renew", None)):
+        return
+    if validation is not None:
+        raise InputError(
+            f"validation={validation.description!r}: {type(guide).__name__} has parameters for each datum of the "
+            "training data, and none for these; leave validation and patience out, or use an amortized guide"
+        )
+    if isinstance(data, DataSet) and callable(knows := getattr(guide, "knows", None)):
+        knows(fingerprint := data.fingerprint, data.description)
+        guide.fingerprint.fill_(fingerprint)  # type: ignore[operator]
 
 
 def _check_settings(settings: Settings, objective: Objective, data: Data, validation: Data | None) -> None:

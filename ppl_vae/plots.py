@@ -271,7 +271,7 @@ def posteriors(
         shown = [each[column] for each in planes.values()]
         for row, (name, each) in enumerate(planes.items()):
             axis = grid[first + row, column]
-            _posterior(axis, each[column], chains[name][:, column].numpy(), _colour(row, len(planes)))
+            _posterior(axis, each[column], chains[name][:, column].numpy(), "tab:red")
             if column == 0:
                 axis.set_ylabel(f"{name}\nz₂")
             if row == len(planes) - 1:

@@ -240,16 +240,18 @@ def test_a_failure_of_all_is_written_too(faulty: type[Faulty], tmp_path: Path) -
     assert json.loads((tmp_path / "compare" / "results.json").read_text())["rows"][0]["error"]
 
 
-def test_a_refusal_of_the_first_guide_leaves_nothing(faulty: type[Faulty], tmp_path: Path) -> None:
+def test_a_refusal_of_all_guides_leaves_nothing_and_of_one_is_its_row(faulty: type[Faulty], tmp_path: Path) -> None:
     out = tmp_path / "new" / "compare"
     faulty.fault = "refused"
     with pytest.raises(InputError, match="batch_size=5000"):
         compare(out=out, **{**TINY, "batch_size": 5000})
     with pytest.raises(InputError, match="a mood of its own"):
-        compare(guides=["faulty", "mean-field"], out=out, **TINY)
+        compare(guides=["faulty"], out=out, **TINY)
     assert list(tmp_path.iterdir()) == []
-    comparison = compare(guides=["mean-field", "faulty"], **TINY)
-    assert comparison["faulty"].error == "InputError: this guide has a mood of its own"
+    for order in (["mean-field", "faulty"], ["faulty", "mean-field"]):
+        comparison = compare(guides=order, **TINY)
+        assert comparison["faulty"].error == "InputError: this guide has a mood of its own"
+        assert [c.guide for c in comparison.done] == ["mean-field"]
 
 
 def test_an_interruption_compares_what_is_done(faulty: type[Faulty], tmp_path: Path) -> None:
@@ -499,9 +501,11 @@ def test_all_guides_but_those_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, t
     results = json.loads((tmp_path / "compare" / "results.json").read_text())
     assert results["left_out"] == comparison.left_out
     assert [d.guide for d in comparison.differences] == ["full-rank"]
-    # asked for by name it is the caller's mistake
-    with pytest.raises(InputError, match="two to tango"):
-        compare(guides=["mean-field", "refusing"], **settings)
+    # asked for by name it has a row that says so, wherever it stands
+    for order in (["mean-field", "refusing"], ["refusing", "mean-field"]):
+        named = compare(guides=order, **settings)
+        assert named["refusing"].error == "InputError: it takes two to tango"
+        assert [c.guide for c in named.done] == ["mean-field"]
     # what all are refused for is nobody's misfit
     with pytest.raises(InputError, match="batch_size=5000"):
         compare(guides="all", **{**TINY, "batch_size": 5000})
@@ -744,6 +748,23 @@ def test_a_comparison_whose_process_was_killed_is_gone_on_with(
     then = json.loads((written[1] / "results.json").read_text())
     for mine, theirs in zip(results["rows"], then["rows"], strict=True):
         assert mine["test"]["log_px"] == theirs["test"]["log_px"]
+
+
+def test_guides_that_would_share_a_folder_are_refused() -> None:
+    with pytest.raises(InputError, match="'a-b' would be kept in the folder 'a-b', as is 'a b'; give it another name"):
+        compare(guides={"a b": "mean-field", "a-b": "full-rank"}, **TINY)
+    with pytest.raises(InputError, match="'decoder' would be kept in the folder 'decoder', as is the model that is"):
+        compare(guides={"decoder": "mean-field"}, **TINY)
+
+
+def test_guides_of_layers_are_left_out_where_there_is_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = ("mean-field", "bottom-up", "top-down")
+    monkeypatch.setattr(guides, "_parts", {name: guides.get(name) for name in kept})
+    comparison = compare(guides="all", **{**TINY, "epochs": 1})
+    assert [c.guide for c in comparison.contenders] == ["mean-field"]
+    assert comparison.left_out == dict.fromkeys(kept[1:], "of a model with one layer it is the mean-field guide")
+    layers = compare("hierarchical-vae", guides="all", **{**TINY, "epochs": 1})
+    assert {c.guide for c in layers.contenders} == set(kept)
 
 
 def test_what_cannot_be_gone_on_with(written: tuple[Comparison, Path], tmp_path: Path) -> None:

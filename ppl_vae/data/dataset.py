@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
@@ -89,6 +90,7 @@ class DataSet:
     masks: str | None = None
     visible: Tensor | None = None
     _mask: RandomMask | None = field(default=None, init=False)
+    _drawn_from: int | None = None
 
     def __post_init__(self) -> None:
         if self.binarize not in get_args(Binarize):
@@ -186,6 +188,14 @@ class DataSet:
         """Bytes in memory."""
         tensors = (self.x, self.y, self.context, self.observed, self.visible)
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+    @property
+    def fingerprint(self) -> int:
+        """A checksum of x, and of the grey x of which a binarization was drawn: the same on every device, and with
+        near certainty another one for other data."""
+        if self._drawn_from is not None:
+            return self._drawn_from
+        return zlib.crc32(self.x.detach().cpu().contiguous().numpy().tobytes())
 
     @property
     def missing(self) -> float:
@@ -290,7 +300,8 @@ class DataSet:
                 f"rows run from {int(rows.min())} to {int(rows.max())}; {self.name!r} has rows 0 to {len(self) - 1}"
             )
         rows = rows.to(self.x.device)
-        return self._with_tensors(lambda t: t.index_select(0, rows))
+        # what is left of a drawn set is known by its own values
+        return dataclasses.replace(self._with_tensors(lambda t: t.index_select(0, rows)), _drawn_from=None)
 
     def keep_labels(self, count: int, seed: int = 0) -> DataSet:
         """The same data with `count` labels, of every class as many as of any other where it has so many, and -1 for
@@ -409,6 +420,7 @@ class DataSet:
             binarize="fixed",
             units="unit",
             binarize_seed=seed,
+            _drawn_from=self.fingerprint,
         )
 
     def _values(self) -> str:

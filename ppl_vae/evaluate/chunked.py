@@ -115,6 +115,8 @@ def _refuse_others(guide: Any, data: DataSet | Batch) -> None:
             f"{data.description!r} has {len(data)}: fit fresh ones by ppl_vae.renewal.renewed(model, guide, data); "
             "some of its own data are given as a Batch with their rows, data.batch(rows)"
         )
+    if callable(knows := getattr(guide, "knows", None)) and isinstance(data, DataSet):
+        knows(data.fingerprint, data.description)
 
 
 def _brief(batch: Batch) -> str:

@@ -171,5 +171,5 @@ def _score(guide: Program, name: str, batch: Batch, grid: Tensor, dtype: torch.d
         if q is not None:
             return _on_grid(q.log_prob, grid, dtype)
         return _on_grid(score, grid, dtype) if getattr(guide, "scores_given", True) else None
-    except (NotImplementedError, KeyError, RuntimeError, ValueError):
+    except (NotImplementedError, KeyError):
         return None

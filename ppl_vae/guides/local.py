@@ -22,6 +22,10 @@ from .base import continuous_sites, guides
 __all__ = ["Local"]
 
 
+UNKNOWN = -1
+"""The fingerprint of data that no guide has been fitted to yet."""
+
+
 @guides.register("local")
 class Local(Guide):
     r"""Classical variational inference: parameters for each datum, found by optimization, and no encoder.
@@ -31,8 +35,8 @@ class Local(Guide):
     With the model held fixed its optimum is the best that the family can do for every datum: the ELBO that it reaches,
     less that of an amortized guide of the same family, is the amortization gap. It starts at N(0, I).
 
-    It knows the data it was made for and no others, by their row alone: rows of another set are other data, and
-    their numbers would be taken for this one's. For other data fit ``renew(size)`` with the model frozen.
+    It knows the data it was made for and no others, by their row alone. `fit` notes which data set that is, and another
+    one is then refused; a batch is taken at its rows' word. For other data fit ``renew(size)`` with the model frozen.
 
     Args:
         model: what the guide is for; only its `latents` are read.
@@ -48,6 +52,8 @@ class Local(Guide):
     (https://arxiv.org/abs/1801.03558).
     """
 
+    fingerprint: Tensor
+
     def __init__(
         self, model: LatentModel, size: int, family: Literal["mean-field", "full-rank"] = "mean-field"
     ) -> None:
@@ -57,6 +63,7 @@ class Local(Guide):
             raise choose("family", family, families)
         self.family = family
         self.size = _check_size(size)
+        self.register_buffer("fingerprint", torch.tensor(UNKNOWN))
         self.heads = nn.ModuleDict({name: families[family](None, spec) for name, spec in model.latents.items()})
         outputs = {name: head.outputs for name, head in cast("Mapping[str, Head]", self.heads).items()}
         self.numbers = nn.ParameterDict({name: nn.Parameter(torch.zeros(size, n)) for name, n in outputs.items()})
@@ -66,10 +73,19 @@ class Local(Guide):
         _check_size(size)
         new = copy.deepcopy(self)
         new.size = size
+        new.fingerprint.fill_(UNKNOWN)
         new.numbers = nn.ParameterDict(
             {name: nn.Parameter(numbers.new_zeros(size, numbers.shape[-1])) for name, numbers in self.numbers.items()}
         )
         return new
+
+    def knows(self, fingerprint: int, description: str) -> None:
+        """Raise `InputError` unless this `DataSet.fingerprint` is of the set that was fitted, if any was."""
+        if int(self.fingerprint) not in (UNKNOWN, fingerprint):
+            raise InputError(
+                f"Local has parameters for each datum of the set that it was fitted to, and {description!r} is another "
+                "one: fit fresh ones by ppl_vae.renewal.renewed(model, guide, data), or use an amortized guide"
+            )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         with pyro.plate("data", batch.size, dim=-1):

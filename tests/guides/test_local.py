@@ -7,7 +7,7 @@ import torch
 from programs import GlobalWeight, SemiSupervised, TwoLayer, binary_batch, vae
 from torch import Tensor
 
-from ppl_vae import ELBO, Batch, InputError, guides, log_marginal
+from ppl_vae import ELBO, Batch, InputError, fit, guides, likelihoods, load, log_marginal, models, networks
 from ppl_vae.networks import FullRankNormal
 from ppl_vae.testing import LinearGaussian, check_guide
 from ppl_vae.validation import validation
@@ -129,3 +129,32 @@ def test_it_finds_the_best_of_its_family_for_data_it_is_renewed_for(family: str)
     gap = torch.distributions.kl_divergence(q if family == "full-rank" else dense, p).detach()
     wanted = 0.0 if family == "full-rank" else oracle.mean_field_gap()
     assert bool(((gap - wanted).abs() < 0.01).all())
+
+
+def test_other_data_are_refused() -> None:
+    """Another set of equal size has other parameters; so has a validation set, whose rows are counted from 0."""
+    torch.manual_seed(0)
+    splits = load("digits", binarize="dynamic")
+    train, others = splits.train.take(range(20)), splits.train.take(range(20, 40))
+    decoder = networks.decoder("mlp", 2, train.shape, 1, (8,))
+    model = models.VAE(decoder, likelihoods.Bernoulli(train.shape), 2)
+    guide = guides.Local(model, 20)
+    options = {"epochs": 2, "batch_size": 20, "progress": False}
+    with pytest.raises(InputError, match=r"validation=.* Local has parameters for each datum of the training data"):
+        fit(model, guide, train, ELBO(), validation=others, patience=1, **options)
+    assert int(guide.fingerprint) == -1
+    fit(model, guide, train, ELBO(), **options)
+    for same in (train, train.fixed(), train.to("cpu")):  # binarized, it is still the set that it was drawn from
+        log_marginal(model, guide, same, particles=2)
+    for call in (
+        lambda: log_marginal(model, guide, others, particles=2),
+        lambda: fit(model, guide, others, ELBO(), **options),
+    ):
+        with pytest.raises(InputError, match=r"Local has parameters .* and 'digits .*' is another one: fit fresh ones"):
+            call()
+    # what is known is saved with the parameters
+    again = guides.Local(model, 20)
+    again.load_state_dict(guide.state_dict())
+    with pytest.raises(InputError, match="is another one"):
+        log_marginal(model, again, others, particles=2)
+    assert int(guide.renew(20).fingerprint) == -1
