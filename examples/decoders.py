@@ -12,6 +12,8 @@ Under bernoulli the data are binarized, and its draws are compared with binarize
     python examples/decoders.py            # some minutes; --smoke takes seconds
 
 Writes decoders.png: means and draws of each.
+
+Measured: means have 0.2 to 0.5 of the data's sharpness, draws of discrete pixels 1.1 to 1.9; docs/decoders.md has all of it.
 """
 
 import argparse

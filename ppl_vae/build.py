@@ -103,6 +103,10 @@ class PairConfig:
                 raise InputError(f"{kind}_options={options!r} must be a mapping from names to values")
             checked = check_options(kind, getattr(self, kind), part, options, given)
             object.__setattr__(self, f"{kind}_options", checked)
+        if self.prior_label != PLAIN_PRIOR and self.model_options.get("prior", "standard") != "standard":
+            raise InputError(
+                f"prior={self.prior_label!r} and model={self.model_label!r} each name a prior; give one of them"
+            )
 
     @property
     def guide_label(self) -> str:

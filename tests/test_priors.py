@@ -426,6 +426,10 @@ def test_a_vamp_pair_trains(compile: bool) -> None:
         (lambda: priors.Autoregressive(2, components=2.0), r"components=2\.0"),  # type: ignore[arg-type]
         (lambda: priors.Autoregressive(40, hidden=8), "hidden=8 must be at least"),
         (lambda: priors.Vamp(2, SHAPE, start=torch.zeros(3, 4)), r"start has shape \(3, 4\)"),
+        (
+            lambda: PairConfig("cvae", prior="flow", model_options={"prior": "learned"}),
+            "prior='flow' and model='cvae:prior=learned' each name a prior",
+        ),
         (lambda: PairConfig(prior="vampp"), "prior='vampp' is not known; did you mean 'vamp'"),
         (lambda: PairConfig(prior="flow", prior_options={"size": 3}), "size=3 does not fit prior='flow', which takes"),
         (lambda: priors.replace_prior(vae(), priors.Mixture(3)), r"over events \(3,\); site 'z' of VAE has \(2,\)"),
