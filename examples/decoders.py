@@ -13,7 +13,7 @@ Under bernoulli the data are binarized, and its draws are compared with binarize
 
 Writes decoders.png: means and draws of each.
 
-Measured: means have 0.2 to 0.5 of the data's sharpness, draws of discrete pixels 1.1 to 1.9; docs/decoders.md has all of it.
+Measured: means have 0.2 to 0.5 of the data's sharpness, draws of discrete pixels 1.1 to 1.9; docs/decoders.md has all.
 """
 
 import argparse
