@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 from typing import Literal
@@ -164,6 +165,22 @@ class MLP(Body):
     def body(self, x: Tensor) -> Tensor:
         out: Tensor = self.net(x)
         return out
+
+    def of_parts(self, x: Tensor, *more: Tensor) -> Tensor:
+        """The output for `join(x, *more)`. Where the others have dimensions to the left that x has not, as classes
+        (C, 1, 1, C) beside x (N, D), the first layer multiplies x once and not once a class."""
+        first = self.net[0]
+        linear = first[0] if isinstance(first, nn.Sequential) else first
+        left = torch.broadcast_shapes(*(t.shape[:-1] for t in more)) if more else x.shape[:-1]
+        if not isinstance(linear, nn.Linear) or torch.broadcast_shapes(left, x.shape[:-1]) == x.shape[:-1]:
+            joined: Tensor = self(join(x, *more))
+            return joined
+        with torch.autocast(x.device.type, dtype=torch.bfloat16) if self.autocast else nullcontext():
+            of_x, of_others = linear.weight.split([x.shape[-1], linear.in_features - x.shape[-1]], dim=1)
+            out: Tensor = F.linear(x, of_x, linear.bias) + F.linear(join(*more), of_others)
+            if isinstance(first, nn.Sequential):
+                out = first[1:](out)
+            return self.net[1:](out).to(x.dtype)  # type: ignore[no-any-return]
 
 
 class _Residual(nn.Module):
@@ -531,6 +548,8 @@ class BodyEncoder(Encoder):
         others += latents.values()
         if not self.image:
             x = x.flatten(-len(self.shape)) if len(self.shape) > 1 else x
+            if isinstance(self.encoder_body, MLP):
+                return self.encoder_body.of_parts(x, *others)
             features: Tensor = self.encoder_body(join(x, *others))
             return features
         features = self.encoder_body(x)

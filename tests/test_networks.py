@@ -340,3 +340,18 @@ def test_a_positive_heads_density_is_the_log_normals() -> None:
 def test_encoder_is_a_body_encoder() -> None:
     assert isinstance(networks.encoder("mlp", (3,), (4,)), BodyEncoder)
     assert set(networks.kinds) == set(KINDS)
+
+
+@pytest.mark.parametrize("hidden", [(), (5,), (6, 6)])
+@pytest.mark.parametrize("residual", [False, True])
+def test_classes_beside_data_are_as_if_joined(hidden: tuple[int, ...], residual: bool) -> None:
+    """And x goes through the first layer once: its product has N rows, whatever the number of classes."""
+    torch.manual_seed(0)
+    body = networks.MLP(6, hidden, 4, residual=residual, activate_last=True).double()
+    x = torch.randn(7, 3, dtype=torch.float64)
+    classes = torch.eye(2, dtype=torch.float64).reshape(2, 1, 1, 2)
+    context = torch.randn(7, 1, dtype=torch.float64)
+    for more in ((classes, context), (context, torch.randn(7, 2, dtype=torch.float64))):
+        torch.testing.assert_close(body.of_parts(x, *more), body(networks.join(x, *more)), rtol=1e-12, atol=1e-12)
+    networks.set_precision(body.float(), "bf16")
+    assert body.of_parts(x.float(), classes.float(), context.float()).dtype == torch.float32

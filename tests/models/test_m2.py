@@ -179,6 +179,18 @@ def test_a_label_gives_the_classifier_no_gradient_from_the_bound() -> None:
         assert (gradient == 0.0) == name.startswith(("classifier", "logits")), name
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_classes_take_one_call_of_each_network(kind: type[models.M2]) -> None:
+    model, guide, batch = make(kind)
+    calls: list[torch.Size] = []
+    model.decoder.register_forward_hook(lambda module, inputs, out: calls.append(inputs[0].shape[:-1]))
+    objective = ELBO(particles=4)
+    objective.terms(model, guide, batch)
+    calls.clear()
+    objective.terms(model, guide, batch)
+    assert calls == [(CLASSES, 4, len(Y))]
+
+
 def test_missing_labels_are_no_labels() -> None:
     model, guide, batch = make()
     results = []
