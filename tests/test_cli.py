@@ -179,6 +179,27 @@ def test_list_has_the_options_where_they_are_asked_for() -> None:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+def test_a_few_labels_are_trained_with_and_the_error_is_told(folder: Path) -> None:
+    done = good("train", *TINY, "--model", "m2", "--labels", "50", "--out", "m2")
+    text = " ".join(done.out.split())
+    assert "classification error of 359 labelled" in text
+    assert "SemiSupervised(bound=ELBO(" in text
+    run = open_run(folder / "m2")
+    assert "50 labels (seed 0)" in run.spec.description
+    assert Recipe.from_json(run.config["recipe"]).labels == 50
+    again = good("evaluate", "m2", "--particles", "5", "--out", "numbers.json")
+    error = json.loads((folder / "numbers.json").read_text())["error"]
+    assert f"{100 * error['mean']:.2f}" in again.out
+    good("sample", "m2", "--label", "3", "-n", "4", "--out", "threes.png")
+    good("sample", "m2", "-n", "20", "--out", "classes.npz")
+    assert np.load(folder / "classes.npz")["y"].tolist() == [*range(10), *range(10)]
+    good("encode", "m2")
+    refused = call("train", *TINY, "--model", "m2")
+    assert refused.code == 2
+    assert "all 1438 of" in refused.err
+    assert "--labels 100" in refused.err
+
+
 def test_train_leaves_a_run_that_opens(folder: Path) -> None:
     done = good("train", *TINY)
     path = folder / "runs" / "digits-vae-mean-field"

@@ -9,7 +9,7 @@ import torch
 from ppl_vae import DataSet, evaluate, models
 from ppl_vae.data import DataSplits, load
 from ppl_vae.errors import InputError
-from ppl_vae.evaluate import classify, log_marginal
+from ppl_vae.evaluate import classify, codes, log_marginal
 from ppl_vae.guides import Classified, FullRank, Local
 from ppl_vae.objectives import IWAE, SemiSupervised
 from ppl_vae.recipe import Given, Ingredients, Recipe, prepare
@@ -140,3 +140,13 @@ def test_a_class_is_asked_for_by_its_label() -> None:
     assert asked.batch.y.tolist() == list(range(10)) * 8
     with pytest.raises(InputError, match="classes 0 to 9"):
         sample(model, asked.batch._replace(y=asked.batch.y + 5))
+
+
+def test_codes_are_a_table_of_posterior_means() -> None:
+    ready = made(model="vae", labels=None)
+    part = ready.data.test.take(range(30))
+    table = codes(ready.model, ready.guide, part)
+    assert torch.equal(table.x, ready.guide.distribution(part.batch())["z"].mean)
+    assert torch.equal(table.y, part.y)
+    assert table.class_names == part.class_names
+    assert table.description == "codes of digits test, continuous"

@@ -16,7 +16,7 @@ from .estimates import Estimate
 from .frechet import Classifier, Frechet, frechet, frechet_gaussians, train_classifier
 from .generation import Samples, reconstruct, sample, sample_styles
 from .importance import Bound, LogMarginal, Progress, effective_sample_size, elbo, log_marginal
-from .latents import ActiveUnits, Encoding, KLByDimension, active_units, encode, kl_by_dimension
+from .latents import ActiveUnits, Encoding, KLByDimension, active_units, codes, encode, kl_by_dimension
 from .points import AtPoints, at_points
 from .report import Evaluation, bits_per_dimension, evaluate
 from .sharpness import Sharpness, laplacian_variance, sharpness
@@ -41,6 +41,7 @@ __all__ = [
     "at_points",
     "bits_per_dimension",
     "classify",
+    "codes",
     "effective_sample_size",
     "elbo",
     "encode",

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal, kl_divergence
 
 from ..batch import Batch
+from ..data import DataSet
 from ..errors import InputError
 from ..isolation import untouched
 from ..objectives.base import check_particles
@@ -26,6 +27,7 @@ __all__ = [
     "Encoding",
     "KLByDimension",
     "active_units",
+    "codes",
     "count_active",
     "encode",
     "encoding_of",
@@ -120,6 +122,26 @@ def encode(
     """
     with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
         return encoding_of(model, guide, Source(data, model, guide), draws, chunk)
+
+
+def codes(model: Program, guide: Program, data: DataSet, *, seed: int = 0) -> DataSet:
+    """The data as what a guide makes of them, E_q[z | x] of all sites side by side, (N, Z), with their labels: a table
+    for another model, as M1+M2 stacks them. What is drawn by chance, as dynamic binarization, is drawn once.
+
+    Args:
+        model, guide: a trained pair.
+        data: whose codes.
+        seed: of what is drawn.
+    """
+    code = encode(model, guide, data, seed=seed)
+    return DataSet.from_arrays(
+        torch.cat([mean.flatten(1) for mean in code.means.values()], 1).float(),
+        data.y,
+        context=data.context,
+        name=f"codes of {data.name}",
+        class_names=data.class_names,
+        split=data.split,
+    )
 
 
 def active_units(

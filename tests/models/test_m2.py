@@ -8,6 +8,7 @@ from programs import assert_equal, gradients_of
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, kl_divergence
+from torch.utils.flop_counter import FlopCounterMode
 
 from ppl_vae import ELBO, IWAE, Batch, LatentModel, Renyi, guides, likelihoods, log_weights, models, networks
 from ppl_vae.errors import InputError
@@ -189,6 +190,28 @@ def test_all_classes_take_one_call_of_each_network(kind: type[models.M2]) -> Non
     calls.clear()
     objective.terms(model, guide, batch)
     assert calls == [(CLASSES, 4, len(Y))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ten_classes_cost_less_than_ten_steps_of_a_vae(kind: type[models.M2]) -> None:
+    """In floating-point operations of value and gradient: all but the decoder and what is behind x's first product is
+    done once."""
+    shape, batch = (1, 8, 8), Batch(x=torch.rand(16, 1, 8, 8).round(), y=torch.full((16,), -1))
+    likelihood = likelihoods.Bernoulli(shape)
+    vae = models.VAE(networks.decoder("mlp", 8, shape, 1, (64,)), likelihood, 8)
+    model = kind(networks.decoder("mlp", 8 + 10, shape, 1, (64,)), likelihood, 8, 10)
+    pairs = [
+        (vae, guides.MeanField(vae, networks.encoder("mlp", shape, (64,)))),
+        (model, classified(model, networks.encoder("mlp", shape, (64,)), guides.MeanField)),
+    ]
+    counts = []
+    for pair in pairs:
+        objective = ELBO()
+        objective.loss(*pair, batch)  # the first call looks at the pair
+        with FlopCounterMode(display=False) as counter:
+            objective.loss_and_grads(*pair, batch)
+        counts.append(counter.get_total_flops())
+    assert 5 < counts[1] / counts[0] < 8.5
 
 
 def test_missing_labels_are_no_labels() -> None:
