@@ -87,14 +87,14 @@ def test_m_step_maximizes(covariance: Covariance, regularization: float) -> None
 @every_covariance
 @pytest.mark.parametrize("regularization", [0.0, 1e-3, 5.0])
 def test_every_iteration_raises_the_objective(covariance: Covariance, regularization: float) -> None:
-    """But for rounding, in twelve starts on data with more groups than components and fewer."""
+    """But for rounding, on data with more groups than components and fewer."""
     gained = []
-    for seed in range(3):
+    for seed in range(2):
         for components in (2, 5):
             result = em(
                 model_of(covariance, components),
                 three_groups(seed=seed),
-                restarts=2,
+                restarts=1,
                 iterations=30,
                 tolerance=0,
                 regularization=regularization,
@@ -123,7 +123,8 @@ def test_the_best_start_is_kept_and_the_model_set() -> None:
 def test_units_do_not_matter() -> None:
     x = three_groups()
     units = torch.tensor([1e5, 1e-4]).double()
-    plain, scaled = em(model_of(), x), em(model_of(), x * units + 7.0 * units)
+    plain = em(model_of(), x, restarts=2)
+    scaled = em(model_of(), x * units + 7.0 * units, restarts=2)
     torch.testing.assert_close(scaled.parameters.log_weights, plain.parameters.log_weights, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(scaled.parameters.loc / units - 7.0, plain.parameters.loc, rtol=1e-6, atol=1e-6)
     change = float(units.log().sum())
@@ -133,7 +134,7 @@ def test_units_do_not_matter() -> None:
 def test_a_model_in_float32() -> None:
     x = three_groups().float()
     model = GaussianMixture(3, 2)
-    result = em(model, x)
+    result = em(model, x, restarts=1)
     assert result.parameters.loc.dtype == torch.float64
     torch.testing.assert_close(model.log_prob(x).mean().item(), result.log_likelihood, rtol=1e-5, atol=1e-5)
 
@@ -172,7 +173,7 @@ def test_a_singular_component_is_repaired_and_reported(covariance: Covariance) -
 def test_regularization_keeps_every_component_wide(covariance: Covariance) -> None:
     """The penalty bounds the likelihood: no repair, and no variance below that of λ data."""
     x = points()
-    result = em(model_of(covariance, 4), x, regularization=1e-2)
+    result = em(model_of(covariance, 4), x, regularization=1e-2, restarts=2)
     assert not result.repairs
     least = torch.linalg.eigvalsh(result.parameters.covariance / x.var(0).sqrt() / x.var(0).sqrt()[:, None]).min()
     assert least > 1e-2 / len(x) / 1.1

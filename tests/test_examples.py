@@ -54,6 +54,7 @@ def test_all_examples_are_there() -> None:
         "compiled_svi",
         "conditional_vae",
         "decoders",
+        "gaussian_mixture",
         "mode_seeking",
         "own_data",
         "semi_supervised",

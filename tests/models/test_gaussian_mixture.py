@@ -223,7 +223,7 @@ def test_elbo_over_parameters_is_pyros(covariance: Covariance, family: str) -> N
     assert_equal(gradients_of(shared), gradients, 1e-8)
 
 
-@pytest.mark.parametrize("covariance", [pytest.param("full", marks=pytest.mark.slow), "tied", "diagonal"])
+@pytest.mark.parametrize("covariance", [pytest.param("full", marks=pytest.mark.slow), "tied"])
 def test_guides_of_parameters_keep_the_contract(covariance: Covariance) -> None:
     x = three_groups(6)
     model = with_prior(x, covariance)
@@ -273,7 +273,7 @@ def test_gradients_vanish_where_em_ends() -> None:
     x = three_groups()
     for covariance in COVARIANCES:
         model = GaussianMixture(3, 2, covariance).double()
-        em(model, x, restarts=1, tolerance=0, iterations=400, regularization=0.0)
+        em(model, x, restarts=1, tolerance=0, iterations=200, regularization=0.0)
         ELBO().loss_and_grads(model, guides.Exact(model), Batch(x=x))
         for gradient in gradients_of(model):
             assert gradient.abs().max() < 1e-4  # of numbers that are sums over 120 data
