@@ -49,6 +49,7 @@ def test_all_examples_are_there() -> None:
     assert {path.stem for path in EXAMPLES} >= {
         "alternating",
         "arviz_posterior",
+        "autoencoder",
         "bayesian_decoder",
         "beta_vae",
         "compiled_svi",

@@ -28,12 +28,13 @@ class GaussianLayer(Conditional):
         inputs: width of the parent, (\*S, N, inputs).
         size: dimensions of z.
         hidden: widths of the hidden layers, one or more.
+        activation: class of the nonlinearity.
     """
 
-    def __init__(self, inputs: int, size: int, hidden: Sequence[int]) -> None:
+    def __init__(self, inputs: int, size: int, hidden: Sequence[int], activation: type[nn.Module] = nn.SiLU) -> None:
         super().__init__()
         self.event_shape = torch.Size([size])
-        self.body = MLP(inputs, hidden[:-1], hidden[-1], activate_last=True)
+        self.body = MLP(inputs, hidden[:-1], hidden[-1], activation, activate_last=True)
         self.head = DiagonalNormal(hidden[-1], LatentSpec(self.event_shape))
 
     def forward(self, features: Tensor) -> TorchDistributionMixin:
