@@ -8,11 +8,13 @@ they are. A Gaussian or a mixture fitted to the codes afterwards is nearer. How 
 the Fréchet distance between Gaussians fitted to both, in pixels: |m - m'|² + tr(S + S' - 2 (S S')^½); that of
 training and test data is what could be reached.
 
-    python examples/autoencoder.py            # about half a minute; --smoke takes seconds
+    python examples/autoencoder.py            # about a minute; --smoke takes seconds
 
 Writes autoencoder.png: reconstructions, samples, and the codes by class, of both.
 
-MEASURED
+Measured on the held-out digits: the log-likelihood of the reconstruction is -71.4 ± 0.7 nats a datum for the
+autoencoder, -76.0 ± 0.7 for the VAE. The Fréchet distance of 2,000 samples is 1221 for the autoencoder under N(0, I),
+141 from a Gaussian and 88 from a mixture of its codes; 161, 135 and 119 for the VAE; 25 for the training data.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""docs/combinations.md says of every model, guide and objective what goes together, as the tests of the product have it.
+"""docs/combinations.md says of every model, guide and objective what goes together, as the product's tests have it.
 
 To write the page anew after adding a part: ``python tests/test_combinations.py``.
 """
