@@ -14,7 +14,7 @@ Writes autoencoder.png: reconstructions, samples, and the codes by class, of bot
 
 Measured on the held-out digits: the log-likelihood of the reconstruction is -71.4 ± 0.7 nats a datum for the
 autoencoder, -76.0 ± 0.7 for the VAE. The Fréchet distance of 2,000 samples is 1221 for the autoencoder under N(0, I),
-141 from a Gaussian and 88 from a mixture of its codes; 161, 135 and 119 for the VAE; 25 for the training data.
+141 from a Gaussian and 88 from a mixture of its codes; 162, 135 and 119 for the VAE; 25 for the training data.
 """
 
 import argparse
