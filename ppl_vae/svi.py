@@ -194,7 +194,7 @@ class CompiledSVI:
             if set_precision(pair, self.precision) == 0 and self.precision == "bf16":
                 self.notes.append(NOTHING_IN_BF16)
                 warnings.warn(NOTHING_IN_BF16, stacklevel=4)
-            own = self.loss.optimizers() if isinstance(self.loss, Objective) else []
+            own = self.loss.optimizers(self.model, self.guide) if isinstance(self.loss, Objective) else []
             taken = {id(p) for p in owned(own)}
             parameters = [p for p in pair.parameters() if p.requires_grad and id(p) not in taken]
             if parameters and isinstance(self.loss, nn.Module):

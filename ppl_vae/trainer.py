@@ -170,7 +170,7 @@ class Trainer:
         self.loss = _Loss(job.model, job.guide, job.objective).to(self.device)
         # one process needs none of the wrapper's conversions, which cost as much as a small step
         self.module: nn.Module = self.fabric.setup_module(self.loss) if self.world > 1 else self.loss
-        own = job.objective.optimizers()
+        own = job.objective.optimizers(job.model, job.guide)
         if own and self.settings.schedule != "joint":
             raise InputError(
                 f"schedule={self.settings.schedule!r} does not fit {type(job.objective).__name__}, which trains "
@@ -554,7 +554,8 @@ def _parameter_groups(job: Job, others: Sequence[nn.Parameter]) -> dict[str, lis
     taken = {id(p) for p in others}
     of_model = [p for p in of_model if id(p) not in taken]
     known = set(of_model)
-    groups = {"model": of_model, "guide": [p for p in job.guide.parameters() if p not in known]}
+    of_guide = [p for p in job.guide.parameters() if p not in known and id(p) not in taken]
+    groups = {"model": of_model, "guide": of_guide}
     return {name: trained for name, group in groups.items() if (trained := [p for p in group if p.requires_grad])}
 
 

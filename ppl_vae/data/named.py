@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import os
 import pickle
 import shutil
@@ -41,6 +42,26 @@ def digits(data_dir: Path, download: bool) -> DataSplits:
     whole = DataSet.from_arrays(bunch.images, bunch.target, name="digits", levels=17)
     train, test = split(whole, 0.2, DIGITS_SEED)
     return DataSplits(dataclasses.replace(train, split="train"), dataclasses.replace(test, split="test"))
+
+
+@data_sets.register("pinwheel")
+def pinwheel(data_dir: Path, download: bool) -> DataSplits:
+    """500 points in the plane, five curved arms of 100 each, and as many to test, simulated (Johnson et al., 2016).
+
+    Of arm a, with u ~ N(1, 0.3²) along it and v ~ N(0, 0.05²) across, x is 10 (u, v) turned by 2π a / 5 + e^u / 4.
+    """
+    parts = []
+    for seed, name in enumerate(("train", "test")):
+        generator = torch.Generator().manual_seed(seed)
+        arms = torch.arange(5).repeat_interleave(100)[torch.randperm(500, generator=generator)]
+        noise = torch.randn(500, 2, generator=generator, dtype=torch.float64)
+        along, across = 1.0 + 0.3 * noise[:, 0], 0.05 * noise[:, 1]
+        angle = 2.0 * math.pi / 5.0 * arms + 0.25 * along.exp()
+        cos, sin = angle.cos(), angle.sin()
+        x = 10.0 * torch.stack([along * cos + across * sin, across * cos - along * sin], -1)
+        names = [str(arm) for arm in range(5)]
+        parts.append(DataSet.from_arrays(x.float(), arms, name="pinwheel", class_names=names, split=name))
+    return DataSplits(*parts)
 
 
 @data_sets.register("mnist")

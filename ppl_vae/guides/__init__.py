@@ -20,6 +20,7 @@ from .radial import Radial
 from .semi_amortized import SemiAmortized
 from .shared import Shared
 from .spline import Spline
+from .structured import Structured
 from .sylvester import Sylvester
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "SemiAmortized",
     "Shared",
     "Spline",
+    "Structured",
     "Sylvester",
     "TopDown",
     "classified",

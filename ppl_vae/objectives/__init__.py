@@ -9,6 +9,7 @@ from .score_climbing import ScoreClimbing
 from .score_function import ScoreFunction
 from .semi_supervised import SemiSupervised
 from .stl import STL
+from .structured import StructuredELBO
 from .transport import TransportScoreClimbing
 from .tvo import TVO
 from .wake import Wake
@@ -24,6 +25,7 @@ __all__ = [
     "ScoreClimbing",
     "ScoreFunction",
     "SemiSupervised",
+    "StructuredELBO",
     "Terms",
     "TransportScoreClimbing",
     "Wake",

@@ -174,6 +174,7 @@ def check_objective(
 
 Part = TypeVar("Part")
 Values = Mapping[str, Tensor]
+_REDRAWN = 20
 _ENUMERATED = 2  # values (C, 1, 1, *event) of one site at a time
 
 
@@ -460,6 +461,12 @@ def _expect_support(name: str, value: Tensor, spec: LatentSpec) -> None:
 def _check_parents(model: LatentModel, batch: Batch) -> None:
     values, others = _draws(model, batch, ()), _draws(model, batch, ())
     names = list(model.latents)
+    for _ in range(_REDRAWN):
+        # a class may be drawn twice alike
+        if not (alike := [name for name in names if torch.equal(values[name], others[name])]):
+            break
+        again = _draws(model, batch, ())
+        others = {**others, **{name: again[name] for name in alike}}
     with torch.no_grad():
         scores = _log_probs(model, batch, values)
         for i, name in enumerate(names):
