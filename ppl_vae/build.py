@@ -323,14 +323,20 @@ def build_guide(
     """
     name = name or str(getattr(part, "__name__", type(part).__name__))
     known = next((each for each in map(guides.get, guides) if each is part), None)
-    if known is not None and isinstance(model, LatentModel) and class_site(model):
+    shared = () if known is None or known.takes_shared else _shared(model)
+    over_datum = known is not None and not known.takes_shared
+    if over_datum and isinstance(model, LatentModel) and class_site(model):
+        if shared:
+            raise InputError(
+                f"guide={name!r} does not fit {type(model).__name__}, which has latents that all data share and a "
+                "class among each datum's; use guide='structured', or a guide of your own in Combined"
+            )
 
         def family(model: LatentModel, encoder: Encoder) -> Guide:
             made: Guide = build_guide(part, model, encoder, size, options, name)
             return made
 
-        return classified(model, encoder, family, gives_class(model, known))
-    shared = () if known is None or known.takes_shared else _shared(model)
+        return classified(model, encoder, family, gives_class(model, cast("type[Guide]", known)))
     given = shared if known is not None and known.needs_shared else ()
     whole = cast("LatentModel", model)
     offered = {"encoder": OfBatchAlone(encoder, whole) if given else encoder, "size": size}

@@ -84,7 +84,8 @@ def cholesky_of(numbers: Tensor, size: int) -> Tensor:
     rows, columns = torch.tril_indices(size, size, -1, device=numbers.device)
     log_diagonal, below = numbers[..., :size], numbers[..., size:]
     flat = numbers.new_zeros(*numbers.shape[:-1], size * size).index_copy(-1, rows * size + columns, below)
-    return flat.unflatten(-1, (size, size)) + log_diagonal.exp().diag_embed()
+    matrix: Tensor = flat.unflatten(-1, (size, size)) + log_diagonal.exp().diag_embed()
+    return matrix
 
 
 def numbers_of(cholesky: Tensor) -> Tensor:

@@ -21,14 +21,15 @@ CLASSES = 3
 WITH_CLASSES = ("m2", "semi-supervised-vae")
 TOLD = ("mean-field", "mixture", "semi-amortized")
 LATENTS = {"hierarchical-vae": (LATENT, 2)}  # some guides have nothing to do in one dimension
-SHARED = {"bayesian-decoder"}  # models with latents that all data share
-OF_SHARED = {"elbo"}  # objectives that need no weight for each datum
+SHARED = {"bayesian-decoder", "structured-vae"}  # models with latents that all data share
+OF_SHARED = {"elbo", "structured-elbo"}  # objectives that need no weight for each datum
 # Flows of a few transforms: the compiler takes long over many.
 OPTIONS = {
     "planar": {"transforms": 2},
     "radial": {"transforms": 2},
     "sylvester": {"transforms": 1},
     "spline": {"transforms": 1, "bins": 3},
+    "structured": {"iterations": 1},
 }
 
 
@@ -66,6 +67,8 @@ def make_objective(name: str, model: LatentModel) -> Objective:
 
 def refusal(model_name: str, guide_name: str, objective_name: str) -> str | None:
     """The words with which an objective refuses a model or a guide that it has no use for."""
+    if objective_name == "structured-elbo" and guide_name != "structured":
+        return "StructuredELBO is of StructuredVAE with the guide Structured"
     if objective_name == "transport-score-climbing" and model_name in WITH_CLASSES:
         return "moves its chains along gradients"
     if objective_name == "semi-supervised" and model_name not in WITH_CLASSES:
@@ -88,7 +91,11 @@ def refusal(model_name: str, guide_name: str, objective_name: str) -> str | None
 
 
 def pair_refusal(model_name: str, guide_name: str) -> str | None:
-    """The words with which a guide refuses a model."""
+    """The words with which a guide refuses a model, or a model all guides but its own."""
+    if guide_name == "structured":
+        return None if model_name == "structured-vae" else "guide='structured' is of model='structured-vae'"
+    if model_name == "structured-vae":
+        return "does not fit StructuredVAE, .* use guide='structured'"
     if (model_name in VECTORS) != (guide_name in SUMS):
         return "of discrete latents, .* continuous" if guide_name in SUMS else "is of Gaussians, .* is discrete"
     return None
@@ -118,7 +125,7 @@ PRODUCT = list(itertools.product(models.models, guides.guides, objectives.object
 
 def is_plain(combination: tuple[str, ...]) -> bool:
     """Whether at most one part is not the plainest of its kind (or goes with one that is not): tested by default."""
-    if combination == ("m2", "mean-field", "semi-supervised"):
+    if combination in (("m2", "mean-field", "semi-supervised"), ("structured-vae", "structured", "structured-elbo")):
         return True
     plain = [("vae", "mean-field", "elbo"), *((name, guide, "elbo") for name, guide in VECTORS.items())]
     return any(sum(a != b for a, b in zip(combination, each, strict=True)) <= 1 for each in plain)

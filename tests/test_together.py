@@ -24,7 +24,7 @@ class Following(ELBO):
         self.number = nn.Parameter(torch.zeros(()))
         self.optimizer, self.lr = optimizer, lr
 
-    def optimizers(self) -> Sequence[Optimizer]:
+    def optimizers(self, model: Any = None, guide: Any = None) -> Sequence[Optimizer]:
         return [self.optimizer([self.number], lr=self.lr)]  # type: ignore[call-arg]
 
     def terms(self, *args: Any, **kwargs: Any) -> Terms:

@@ -1,4 +1,4 @@
-"""The structured variational autoencoder's generative model: a decoder over a Gaussian mixture with conjugate priors."""
+"""The structured variational autoencoder's generative model: a decoder over a mixture with conjugate priors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["StructuredVAE"]
 
 @models.register("structured-vae")
 class StructuredVAE(LatentModel):
-    r"""Structured variational autoencoder: a mixture with conjugate priors in latent space, k, z ~ mixture, x ~ decoder.
+    r"""Structured variational autoencoder: k, z ~ a mixture with conjugate priors, x ~ p(x | decoder(z)).
 
     .. math::
         π \sim \mathrm{Dir}(α), \quad Σ_c \sim \mathrm{IW}(Ψ, ν), \quad μ_c \mid Σ_c \sim N(0, Σ_c / κ); \qquad
@@ -133,7 +133,7 @@ def draw_shared(weights: Dirichlet, normals: NormalInverseWishart) -> dict[str, 
     """The sites that all data share, from a prior or a posterior of the conjugate family."""
     draws = {"weights": pyro.sample("weights", dist.Dirichlet(weights.concentration))}
     covariances = LogCholeskyInverseWishart(torch.linalg.cholesky(normals.psi), normals.nu)
-    draws["log_cholesky"] = pyro.sample("log_cholesky", covariances.to_event(1))
+    draws["log_cholesky"] = pyro.sample("log_cholesky", covariances.to_event(1))  # type: ignore[no-untyped-call]
     spread = cholesky_of(draws["log_cholesky"], normals.size) / normals.kappa.sqrt()[..., None, None]
     draws["loc"] = pyro.sample("loc", dist.MultivariateNormal(normals.mean, scale_tril=spread).to_event(1))
     return draws

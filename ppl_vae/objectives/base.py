@@ -93,9 +93,9 @@ class Objective(PyroELBO, nn.Module):
         return True
 
     def optimizers(self, model: Program | None = None, guide: Program | None = None) -> Sequence[Optimizer]:
-        """Optimizers, each of some of this objective's own parameters or of the pair's, which are then trained by it and
-        not by the pair's optimizer, in the same step: torch's, made anew at every call. Called once by `CompiledSVI` and
-        `fit`, with the pair."""
+        """Optimizers, each of some of this objective's own parameters or of the pair's, which are then trained by it
+        and not by the pair's optimizer, in the same step: torch's, made anew at every call. Called once by
+        `CompiledSVI` and `fit`, with the pair."""
         return ()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:

@@ -94,8 +94,8 @@ class SemiSupervised(Objective):
         weight: Tensor = self.bound.kl_weight  # type: ignore[assignment]
         return weight
 
-    def optimizers(self) -> Any:
-        return self.bound.optimizers()
+    def optimizers(self, model: Any = None, guide: Any = None) -> Any:
+        return self.bound.optimizers(model, guide)
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         batch = next((arg for arg in args if isinstance(arg, Batch)), None)

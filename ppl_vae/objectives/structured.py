@@ -32,8 +32,8 @@ class StructuredELBO(Objective):
         \sum_n E_{q(z_n)}[\log p(x_n \mid z_n)] - E_{q(π, μ, Σ)}\big[\mathrm{KL}(q(k_n) q(z_n) \,\|\,
         p(k_n \mid π)\, p(z_n \mid k_n, μ, Σ))\big] \;-\; \mathrm{KL}(q(π, μ, Σ) \,\|\, p(π, μ, Σ))
 
-    Only log p(x | z) is of draws. Decoder and encoder have its gradient, by the pair's optimizer; q(π, μ, Σ), of natural
-    parameters η, takes the step
+    Only log p(x | z) is of draws. Decoder and encoder have its gradient, by the optimizer of the pair; q(π, μ, Σ), of
+    natural parameters η, takes the step
 
     .. math:: η \leftarrow η + ρ \Big(η_0 + \frac NB \sum_{n \in \text{batch}} E_{q(k_n) q(z_n)}[t(k_n, z_n)] - η\Big)
 

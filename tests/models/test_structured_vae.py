@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import BayesianGaussianMixture
 from torch import Tensor
 from torch.distributions import Wishart
@@ -120,7 +120,7 @@ def test_local_inference_is_at_its_fixed_point() -> None:
     values = [
         float(surrogate(local_posterior(potentials, *shared, iterations=k), potentials, shared)) for k in range(6)
     ]
-    assert all(b <= a + 1e-12 for a, b in zip(values, values[1:], strict=False))
+    assert all(b <= a + 1e-12 for a, b in pairwise(values))
     assert values[0] > values[-1] + 1e-3
     torch.testing.assert_close(local.responsibilities.sum(-1), torch.ones(6).double())
 
@@ -180,7 +180,7 @@ def test_the_bound_is_the_mean_of_log_weights() -> None:
     model, guide = pair()
     guide.set_posterior(*some_shared())
     batch = Batch(x=data(3))
-    count = 40_000
+    count = 10_000
     torch.manual_seed(0)
     with torch.no_grad():
         w = log_weights(model, guide, batch, particles=count)
@@ -190,13 +190,13 @@ def test_the_bound_is_the_mean_of_log_weights() -> None:
         own = (q * w.log_w_given).sum(0).sum(-1)  # (K,): of the data
         once = sum((w.log_prior[s] - w.log_guide[s]).squeeze(-1) for s in w.shared)
         total = own + once
-        terms = objectives.StructuredELBO(particles=20_000).terms(model, guide, batch)
+        terms = objectives.StructuredELBO(particles=5_000).terms(model, guide, batch)
         weights, normals = guide.posterior()
         kl = local_kl(guide.infer(batch), weights, normals)
         whole = weights.kl(model.priors[0]) + normals.kl(model.priors[1]).sum()
     error = float(total.std()) / math.sqrt(count)
-    assert error < 0.2
-    # of the draws of z, 20,000 against 40,000
+    assert error < 0.4
+    # of the draws of z, 5,000 against 10,000
     assert abs(float(total.mean() + terms.loss.sum())) < 4 * 1.8 * error
     log_likelihood = w.log_likelihood.mean(0)
     by_draws = (log_likelihood - (q * w.log_w_given).sum(0).mean(0)).flatten()
@@ -323,10 +323,10 @@ def test_without_a_decoder_it_is_coordinate_ascent_in_the_mixture() -> None:
             torch.testing.assert_close(got, torch.as_tensor(wanted), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_training_takes_the_natural_step_and_no_other(compile: bool) -> None:
     """In `fit`, whose loss is a mean, and whose optimizer has a learning rate of its own."""
-    model, guide = pair()
+    model, guide = pair(iterations=2)
     x = data(10)
     with torch.no_grad():
         wanted = natural_step(guide.posterior(), model.priors, guide.infer(Batch(x=x)), 1.0, 0.25)
@@ -358,6 +358,7 @@ def test_training_takes_the_natural_step_and_no_other(compile: bool) -> None:
         )
 
 
+@pytest.mark.slow
 def test_elbo_trains_it_too() -> None:
     """The package's own bound on draws of everything: an unbiased gradient of the same bound."""
     model, guide = pair()
@@ -431,7 +432,7 @@ def test_bad_input_is_named() -> None:
         with pytest.raises(InputError, match=says):
             guides.Structured(model, encoder, **options)  # type: ignore[arg-type]
     vae = models.VAE(decoder, likelihood, D)
-    with pytest.raises(InputError, match="guide='structured' is of model='structured-vae'.* VAE is another"):
+    with pytest.raises(InputError, match=r"guide='structured' is of model='structured-vae'.* VAE is another"):
         guides.Structured(vae, encoder)
     for says, options in (
         ("step=0 must be a number above 0, and at most 1", {"step": 0}),
@@ -442,9 +443,9 @@ def test_bad_input_is_named() -> None:
         with pytest.raises(InputError, match=says):
             objectives.StructuredELBO(**options)  # type: ignore[arg-type]
     plain = guides.MeanField(vae, encoder)
-    with pytest.raises(InputError, match="StructuredELBO is of StructuredVAE .* model is a VAE; use ELBO"):
+    with pytest.raises(InputError, match=r"StructuredELBO is of StructuredVAE .* model is a VAE; use ELBO"):
         objectives.StructuredELBO().terms(vae, plain, Batch(x=data().float()))
     with pytest.raises(InputError, match="guide is a MeanField"):
         objectives.StructuredELBO().terms(model, plain, Batch(x=data()))
-    with pytest.raises(InputError, match="the encoder needs batch.x"):
+    with pytest.raises(InputError, match=r"the encoder needs batch\.x"):
         guide(Batch(n=3))
