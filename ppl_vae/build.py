@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from .batch import Batch
 from .core import Encoder, Guide, LatentModel, LatentSpec
 from .data import DataSet
 from .errors import InputError, check_count, choose
@@ -146,6 +147,7 @@ class DataSpec:
         class_names: of `batch.y`; empty where there is none.
         context: width of `batch.context`, 0 where there is none.
         size: number of data, for parts that keep something for each; 0 where it was not written down.
+        masked: whether a batch says what is visible of it; the encoder then takes the mask, too.
     """
 
     name: str
@@ -156,6 +158,7 @@ class DataSpec:
     class_names: tuple[str, ...] = field(default=())
     context: int = 0
     size: int = 0
+    masked: bool = False
 
     @classmethod
     def of(cls, data: DataSet) -> DataSpec:
@@ -169,6 +172,7 @@ class DataSpec:
             class_names=data.class_names,
             context=0 if data.context is None else data.context.shape[1],
             size=len(data),
+            masked=not (data.masks is None and data.visible is None and data.observed is None),
         )
 
     @classmethod
@@ -212,10 +216,11 @@ def build_model(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentMod
     """The model alone, and the encoder that a guide for it is given: the first half of `build`."""
     spec = data if isinstance(data, DataSpec) else DataSpec.of(data)
     likelihood = _likelihood(config.likelihood, spec)
-    x = None if isinstance(data, DataSpec) else _some(data)
-    if x is not None:
-        likelihood.check(x, f"x of {spec.description!r}")
-        likelihood.standardize(x)
+    some = None if isinstance(data, DataSpec) else _some(data)
+    if some is not None:
+        assert some.x is not None
+        likelihood.check(some.x, f"x of {spec.description!r}")
+        likelihood.standardize(_filled(some))
     model_class = models.get(config.model)
     if "decoder" not in inspect.signature(model_class).parameters:
         raise InputError(
@@ -239,7 +244,7 @@ def build_model(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentMod
             )
         given["condition"] = Condition(len(spec.class_names), spec.context)
     width = given["condition"].width if "condition" in given else given.get("classes", 0)
-    features = _encoder(config, spec, x, given.get("condition"))
+    features = _encoder(config, spec, some, given.get("condition"))
     decode = decoder(
         config.network,
         config.latent + width,
@@ -262,7 +267,7 @@ def build_model(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentMod
             raise InputError(
                 f"prior={config.prior_label!r} and model={config.model_label!r} each name a p(z); leave one of them out"
             )
-        replace_prior(model, _prior(config, model, spec, x))
+        replace_prior(model, _prior(config, model, spec, some))
     return model, features
 
 
@@ -407,23 +412,32 @@ def options_by_name(kind: str, name: str) -> list[str]:
     return options_of(registry.get(name), given)
 
 
-def _some(data: DataSet) -> Tensor:
-    """x of some of the data, evenly spaced: averages need no more, and a large set of images would not fit as
-    float32."""
+def _some(data: DataSet) -> Batch:
+    """x of some of the data, evenly spaced, and what is observed of it: averages need no more, and a large set of
+    images would not fit as float32."""
     rows = torch.linspace(0, len(data) - 1, min(len(data), _AVERAGED), dtype=torch.float64).long()
-    x = data.take(rows).fixed().batch().x
-    assert x is not None
-    return x
+    return data.take(rows).unmasked().fixed().batch()
 
 
-def _encoder(config: PairConfig, spec: DataSpec, x: Tensor | None, condition: Condition | None) -> Encoder:
-    loc, scale = _standardization(x, spec.shape)
-    return encoder(config.network, spec.shape, config.hidden, condition=condition, loc=loc, scale=scale)
+def _filled(some: Batch) -> Tensor:
+    """x with the mean of what is observed in place of what is not: of a column of a table, of a pixel."""
+    assert some.x is not None
+    if some.observed is None:
+        return some.x
+    mean = some.x.sum(0) / some.observed.sum(0).clamp_min(1)
+    return torch.where(some.observed, some.x, mean)
 
 
-def _prior(config: PairConfig, model: LatentModel, spec: DataSpec, x: Tensor | None) -> Prior:
-    loc, scale = _standardization(x, spec.shape)
-    offered = {"shape": spec.shape, "start": x, "loc": loc, "scale": scale}
+def _encoder(config: PairConfig, spec: DataSpec, some: Batch | None, condition: Condition | None) -> Encoder:
+    loc, scale = _standardization(some, spec.shape)
+    return encoder(
+        config.network, spec.shape, config.hidden, condition=condition, loc=loc, scale=scale, mask=spec.masked
+    )
+
+
+def _prior(config: PairConfig, model: LatentModel, spec: DataSpec, some: Batch | None) -> Prior:
+    loc, scale = _standardization(some, spec.shape)
+    offered = {"shape": spec.shape, "start": None if some is None else _filled(some), "loc": loc, "scale": scale}
     return build_prior(config.prior, model, config.prior_options, **offered)
 
 
@@ -444,12 +458,20 @@ def _likelihood(name: str, spec: DataSpec) -> Likelihood:
     return part(**offered)
 
 
-def _standardization(x: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of what the encoder sees: of each column of a table, of all pixels of images."""
+def _standardization(some: Batch | None, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of what is observed: of each column of a table, of all pixels of images."""
     size = shape if len(shape) == 1 else ()
-    if x is None:
+    if some is None:
         return torch.zeros(size), torch.ones(size)
-    loc, scale = (x.mean(0), x.std(0)) if len(shape) == 1 else (x.mean(), x.std())
+    assert some.x is not None
+    x, over = some.x, (0,) if len(shape) == 1 else tuple(range(some.x.dim()))
+    if some.observed is None:
+        loc, scale = x.mean(over), x.std(over)
+    else:  # x is 0 where it is not observed
+        count = some.observed.sum(over)
+        loc = x.sum(over) / count.clamp_min(1)
+        squares = torch.where(some.observed, x - loc, 0.0).square().sum(over)
+        scale = (squares / (count - 1).clamp_min(1)).sqrt()
     return loc, torch.where(scale > 0, scale, torch.ones_like(scale))
 
 

@@ -1,4 +1,5 @@
-"""The command line, `ppl-vae`: compare, train, evaluate, prior, sample, reconstruct, encode, explore, export, list."""
+"""The command line, `ppl-vae`: compare, train, evaluate, prior, sample, reconstruct, inpaint, encode, explore, export,
+list."""
 
 from __future__ import annotations
 
@@ -11,10 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 import typer
 from torch import nn
 from typer.core import TyperGroup
 
+from .batch import Batch
 from .errors import InputError, NonFiniteLossError
 from .objectives import objectives
 from .recipe import Recipe
@@ -23,6 +26,7 @@ from .report import one_line
 if TYPE_CHECKING:
     from .data import DataSet
     from .display import Display
+    from .loader import BatchData
     from .runs import Run
 
 __all__ = ["app", "main"]
@@ -187,6 +191,15 @@ Patience = Annotated[
         rich_help_panel=_TRAINING,
     ),
 ]
+Masks = Annotated[
+    str | None,
+    typer.Option(
+        help="Hide a part of each datum from the encoder: pixels, rectangles, halves, strokes; with options as in "
+        "rectangles:share=0.5. The likelihood is of all of it.",
+        rich_help_panel=_TRAINING,
+        show_default=False,
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of weights, order and noise.", rich_help_panel=_TRAINING)]
 EvalParticles = Annotated[int, typer.Option(help="Draws a datum, in the evaluation.", rich_help_panel=_TRAINING)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.", rich_help_panel=_MACHINE)]
@@ -236,6 +249,7 @@ _RECIPE: dict[str, Any] = {
     "warmup": Warmup,
     "clip": Clip,
     "patience": Patience,
+    "masks": Masks,
     "seed": Seed,
     "device": Device,
     "devices": Devices,
@@ -282,6 +296,8 @@ def _settings(ctx: typer.Context) -> dict[str, Any]:
     values = {name: ctx.params[name] for name in Recipe.names() if name in ctx.params}
     values["hidden"] = _widths(values["hidden"])
     values["data_dir"] = str(values["data_dir"])
+    if values.get("model_from") is not None:
+        values["model_from"] = str(values["model_from"])
     return values
 
 
@@ -362,7 +378,7 @@ def _part(run: Run, split: str, data_dir: Path | None) -> DataSet:
     return parts.test if split == "test" else parts.train
 
 
-def _guide_for(run: Run, part: DataSet, split: str, shows: Display | None = None) -> nn.Module:
+def _guide_for(run: Run, part: DataSet | BatchData, split: str, shows: Display | None = None) -> nn.Module:
     """The run's guide for these data: one with parameters for each of the training data has fresh ones for others,
     fitted with the model held."""
     from .build import build_objective
@@ -478,10 +494,28 @@ def compare(
 
 
 @app.command()
-@_with_recipe(after_seed="eval_particles")
+@_with_recipe(after_seed="eval_particles", after_masks="model_from freeze_model")
 def train(
     ctx: typer.Context,
     eval_particles: EvalParticles = 1000,
+    model_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Take over a run's model, with its data and sizes; the guide is new.",
+            rich_help_panel=_TRAINING,
+            show_default=False,
+        ),
+    ] = None,
+    freeze_model: Annotated[
+        bool,
+        typer.Option(
+            "--freeze-model",
+            help="Leave the model that was taken over as it is, and train the guide alone.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -507,12 +541,14 @@ def train(
     from .evaluate import Evaluation, at_points
     from .evaluate import evaluate as judge
     from .folder import check_folder
-    from .recipe import prepare
+    from .recipe import as_in_run, prepare
     from .report import About, evaluation_table, points_table
 
     _particles("eval_particles", eval_particles)
     asked = _settings(ctx)
     recipe = Recipe().replace(**asked)
+    if recipe.model_from is not None:
+        recipe = as_in_run(Path(recipe.model_from), recipe, own_data=False)  # its data are in the folder's name
     folder = out or RUNS / recipe.title
     check_folder(folder, resume, overwrite, "out")
     saved = None
@@ -754,6 +790,90 @@ def reconstruct(
         figure = plots.reconstructions(x, {opened.pair.guide_label: means}, opened.spec, title, part.columns, labels)
         plots.save(figure, target, overwrite)
     typer.echo(str(target))
+
+
+@app.command()
+def inpaint(
+    run: RunFolder,
+    image: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[IMAGE]", help="A picture, or an .npz file with x. (default: test data)", show_default=False
+        ),
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            help="A picture, white where it is visible and black where it is hidden; an .npz file with `visible`; or "
+            "pixels, rectangles, halves, strokes. (default: as in training)",
+            show_default=False,
+        ),
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Imputations of each.")] = 6,
+    particles: Annotated[int, typer.Option(help="Draws of z a datum, among which they are chosen.")] = 1000,
+    count: Annotated[
+        int | None, typer.Option("--count", "-n", help="How many of the data. (default: 8)", show_default=False)
+    ] = None,
+    split: Split = "test",
+    seed: DrawSeed = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A picture, or a .npz file of numbers. (default: RUN/inpainting.png)", show_default=False),
+    ] = None,
+    overwrite: Overwrite = False,
+    data_dir: RunDataDir = None,
+    device: Device = "auto",
+) -> None:
+    """Fill in what a mask hides: several draws of p(hidden | visible), and its mean, beside the data."""
+    import numpy as np
+
+    from . import plots
+    from .compare import of_each_class
+    from .evaluate import impute
+    from .inpaint import read_mask, read_picture
+    from .loader import BatchData
+    from .masks import known
+    from .report import refuse_existing, replacing
+
+    for name, value in (("draws", draws), ("particles", particles), ("n", 1 if count is None else count)):
+        _particles(name, value)
+    target = out or run / "inpainting.png"
+    opened = _open(run, device)
+    spec = opened.spec
+    if not spec.masked:
+        raise InputError(
+            f"{run} was trained without masks: its encoder has never seen a hole; train one for its model with: "
+            f"ppl-vae train --from {run} --freeze-model --masks rectangles"
+        )
+    numbers = target.suffix.lower() == ".npz"
+    if len(spec.shape) != 3 and not numbers:
+        raise InputError(f"out={str(target)!r}: data of shape {spec.shape} are no images; give --out FILE.npz")
+    hide = mask or opened.config["data_options"].get("masks")
+    if hide is None:
+        raise InputError(f"{run} was trained on data with missing values, not with masks: say which, --mask halves")
+    refuse_existing(target, overwrite)
+    if image is None:
+        part = _part(opened, split, data_dir).unmasked()
+        part = part.take(of_each_class(part, count or 8)).fixed()
+        batch, of = part.batch(), part.description
+        assert batch.x is not None
+    else:
+        batch, of = Batch(x=read_picture(image, spec)), image.name
+    visible = read_mask(hide, batch.size, spec, seed)
+    batch = batch._replace(visible=visible, rows=torch.arange(batch.size))
+    guide = _guide_for(opened, BatchData(known(batch), of), "masked")
+    made = impute(opened.model, guide, batch, draws, particles, seed=seed)
+    if numbers:
+        arrays = {name: getattr(made, name).numpy() for name in ("draws", "means", "mean", "ess")}
+        assert batch.x is not None
+        with replacing(target, overwrite) as temporary:
+            np.savez(temporary, x=batch.x.numpy(), visible=made.visible.numpy(), **arrays)
+    else:
+        filled = {"mean": made.mean} | {f"draw {k + 1}": made.means[k] for k in range(draws)}
+        title = f"E[x | z] of draws of z given what is visible ({hide}): {opened.pair.model} on {of}"
+        assert batch.x is not None
+        plots.save(plots.imputations(batch.x, made.visible, filled, spec, title), target, overwrite)
+    typer.echo(f"{target}: of {particles} particles {float(made.ess.median()):.0f} count, in the median")
 
 
 @app.command()

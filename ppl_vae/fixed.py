@@ -6,14 +6,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
-from .build import PairConfig
-from .errors import InputError, RunError
-from .folder import RUN, read_run
-from .recipe import Recipe, absolute
+from .errors import InputError
+from .recipe import Recipe, as_in_run
 from .runs import model_weights
 
 __all__ = ["FIRST", "Fixed", "fixed_by"]
@@ -57,36 +54,4 @@ def fixed_by(
     folder = Path(held)
     weights = model_weights(folder)
     fixed = Fixed(f"that of the run {str(folder)!r}", weights)
-    return fixed, recipe if own_model else _as_in(folder, recipe, own_data)
-
-
-def _as_in(folder: Path, recipe: Recipe, own_data: bool) -> Recipe:
-    """The recipe with a run's model and data; raises `InputError` for what it was asked to be otherwise."""
-    config = read_run(folder)
-    if "pair" not in config:
-        raise RunError(
-            f"{str(folder)!r} was trained from modules made in a program ({config.get('model')}): give the function "
-            "that makes its model, compare(make_model, ..., fix_decoder=...)"
-        )
-    pair = PairConfig.from_json(config["pair"])
-    theirs: dict[str, Any] = {
-        "model": pair.model_label,
-        "prior": pair.prior_label,
-        "likelihood": pair.likelihood,
-        "network": pair.network,
-        "latent": pair.latent,
-        "hidden": pair.hidden,
-    }
-    options = dict(config.get("data_options", {}))
-    if not own_data:
-        if "data" not in options:
-            raise RunError(f"{folder / RUN} does not say what its data were: give data=(train, test)")
-        theirs |= {name: options[name] for name in ("data", "binarize") if name in options}
-    asked, default = absolute(recipe), Recipe()
-    for name, value in theirs.items():
-        given = getattr(asked, name)
-        if given != value and getattr(recipe, name) != getattr(default, name):
-            raise InputError(f"{name}={given!r}: the model of {str(folder)!r} has {value!r}; leave it out")
-    if not own_data and "data_dir" in options and recipe.data_dir == default.data_dir:
-        theirs["data_dir"] = options["data_dir"]
-    return recipe.replace(**theirs)
+    return fixed, recipe if own_model else as_in_run(folder, recipe, own_data)

@@ -27,6 +27,7 @@ __all__ = [
     "by_seed",
     "column_names",
     "figure_of",
+    "imputations",
     "latent_space",
     "pictures",
     "pitch_of",
@@ -46,6 +47,7 @@ Array = NDArray[Any]
 
 _DPI = 150
 _GREY = "0.35"
+_HIDDEN = (0.36, 0.55, 0.72)
 _MOST_COLUMNS = 9
 _MOST_BESIDE = 4
 _MOST_LEGEND = 20
@@ -149,6 +151,32 @@ def reconstructions(
             if j == 0:
                 axis.set_ylabel(name, rotation=0, ha="right", va="center")
     wrapped_title(figure, title)
+    return figure
+
+
+def imputations(x: Tensor, visible: Tensor, filled: Mapping[str, Tensor], spec: DataSpec, title: str) -> Figure:
+    """Images, what is visible of them, and what is put in the place of the rest: a row a datum.
+
+    Args:
+        x: (N, \\*D) data.
+        visible: (N, \\*D) bool; of several channels a pixel is shown where any is visible.
+        filled: (N, \\*D) by name, a column each.
+        spec: what the data are.
+        title: which data these are.
+    """
+    whole = pictures(x, spec)
+    colours = whole if whole.ndim == 4 else np.repeat(whole[..., None], 3, axis=-1)
+    seen = visible.any(1).cpu().numpy()[..., None]
+    columns = {"data": whole, "visible": np.where(seen, colours, np.array(_HIDDEN))}
+    columns |= {name: pictures(values, spec) for name, values in filled.items()}
+    side = 1.0 if len(x) > 1 else 1.6
+    figure = _figure(max(4.0, side * len(columns) + 0.4), side * len(x) * spec.shape[1] / spec.shape[2] + 0.9)
+    grid = figure.subplots(len(x), len(columns), squeeze=False)
+    for j, (name, images) in enumerate(columns.items()):
+        for i, picture in enumerate(images):
+            _show(grid[i, j], picture)
+        grid[0, j].set_title(name, fontsize=9)
+    _title(figure, title)
     return figure
 
 

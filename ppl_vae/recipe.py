@@ -28,21 +28,23 @@ from .build import (
 )
 from .data import Binarize, DataSet, DataSplits, Units, data_sets, load, split
 from .data.load import TRAIN_SEED
-from .errors import InputError, choose
+from .errors import InputError, RunError, choose
 from .fit import Callback, FitResult, fit, resolve_device
+from .folder import RUN, read_run
 from .guides import guides
 from .labels import class_count
 from .likelihoods import likelihoods
+from .masks import random_mask
 from .models import models
 from .networks import Condition
 from .objectives import Objective
 from .options import parse
 from .priors import bind
 from .renewal import renewed
-from .runs import run_config
+from .runs import model_weights, run_config
 from .threads import few_threads
 
-__all__ = ["Given", "Ingredients", "Recipe", "absolute", "load_plain", "prepare"]
+__all__ = ["Given", "Ingredients", "Recipe", "absolute", "as_in_run", "load_plain", "prepare"]
 
 BATCH_SIZE = 128
 EPOCHS = 200
@@ -73,6 +75,10 @@ class Recipe:
         patience: with it a tenth of the training data is held out, and training stops when they get no better.
         compile: see `fit`; None: where it pays.
         beta, alpha, particles: of the objective; None: its own default.
+        masks: what is hidden from the encoder, by name: "rectangles:share=0.5"; the likelihood is of all of x, see
+            `ppl_vae.masks`. None: nothing.
+        model_from: a run whose model is taken over, with its data and sizes; the guide is new.
+        freeze_model: train the guide alone, and leave the model that was taken over as it is.
         data_dir, download: see `ppl_vae.data.load`.
     """
 
@@ -104,6 +110,9 @@ class Recipe:
     device: str = "auto"
     devices: int = 1
     compile: bool | None = None
+    masks: str | None = None
+    model_from: str | None = None
+    freeze_model: bool = False
     data_dir: str = "data"
     download: bool = True
 
@@ -130,9 +139,10 @@ class Recipe:
 
     @property
     def title(self) -> str:
-        """Data, model and guide, as in the name of a run's folder."""
+        """Data, model, guide and what else sets the run apart, as in the name of its folder."""
         words = [self.data if self.data in data_sets else Path(self.data).stem, self.model, self.guide]
         words += [] if self.prior == PLAIN_PRIOR else [self.prior]
+        words += [] if self.masks is None else [self.masks]
         return "-".join(words).replace(":", "-")
 
 
@@ -144,13 +154,15 @@ class Given:
         model: makes the model; called with the training data if it has an argument without a default.
         guide: makes the guide: a class, or a function of the model; see `build_guide`.
         data: training and test data, in the units that the model wants.
-        weights: of a model that stays as it is: it is given them, and is not trained.
+        weights: of a model that is given them.
+        hold: whether it then stays as it is, and is not trained.
     """
 
     model: Callable[..., nn.Module] | None = None
     guide: Callable[..., nn.Module] | None = None
     data: DataSplits | None = None
     weights: Mapping[str, Tensor] | None = None
+    hold: bool = True
 
 
 @dataclass
@@ -287,6 +299,14 @@ def prepare(recipe: Recipe, loaded: DataSplits | None = None, given: Given | Non
     given = given or Given()
     if not isinstance(recipe.seed, int) or isinstance(recipe.seed, bool) or not 0 <= recipe.seed < 2**32:
         raise InputError(f"seed={recipe.seed!r} must be a whole number, 0 to 2**32 - 1")
+    if recipe.masks is not None:
+        random_mask(recipe.masks)
+    if recipe.model_from is not None:
+        recipe = as_in_run(Path(recipe.model_from).expanduser(), recipe, given.data is not None)
+        assert recipe.model_from is not None
+        given = dataclasses.replace(given, weights=model_weights(recipe.model_from), hold=recipe.freeze_model)
+    elif recipe.freeze_model:
+        raise InputError("freeze_model=True holds a model that was trained before: give model_from, its run")
     # names and numbers are looked at before data are read, which may take a download
     pair = _pair(recipe, given)
     if recipe.objective is None:
@@ -298,7 +318,7 @@ def prepare(recipe: Recipe, loaded: DataSplits | None = None, given: Given | Non
     if given.data is None:
         recipe = absolute(recipe)
         plain = load_plain(recipe) if loaded is None else loaded
-        likelihood, data = _in_units(plain, *_decide(recipe, plain.train))
+        likelihood, data = _in_units(plain, *_decide(recipe, plain.train), recipe.masks)
         data_options = {
             "data": recipe.data,
             "binarize": data.train.binarize,
@@ -306,12 +326,14 @@ def prepare(recipe: Recipe, loaded: DataSplits | None = None, given: Given | Non
             "data_dir": recipe.data_dir,
             "download": recipe.download,
         }
+        if recipe.masks is not None:
+            data_options["masks"] = recipe.masks
     else:
         train = given.data.train
         binarize = train.binarize if recipe.binarize is None else recipe.binarize
         likelihood, data_options = recipe.likelihood or _default(train, binarize), {}
         # what a person's own model wants of its data is known to the person alone
-        data = _in_units(given.data, None if given.model is not None else likelihood, binarize)[1]
+        data = _in_units(given.data, None if given.model is not None else likelihood, binarize, recipe.masks)[1]
     pair = dataclasses.replace(pair, likelihood=likelihood)
     validation = None
     if recipe.patience is not None:
@@ -374,7 +396,7 @@ def _build(pair: PairConfig, train: DataSet, given: Given, name: str) -> tuple[n
             model.load_state_dict(dict(given.weights))
         except RuntimeError as error:
             raise InputError(f"the weights of the model that is held are another model's: {error}") from error
-        model.requires_grad_(False)
+        model.requires_grad_(not given.hold)
     if given.guide is not None:
         guide = build_guide(given.guide, model, encoder, len(train), name=name)
         bind(model, guide)
@@ -460,15 +482,58 @@ def absolute(recipe: Recipe) -> Recipe:
     data = recipe.data
     if data not in data_sets and Path(data).expanduser().exists():
         data = str(Path(data).expanduser().resolve())
-    return recipe.replace(data=data, data_dir=str(Path(recipe.data_dir).expanduser().resolve()))
+    source = recipe.model_from
+    return recipe.replace(
+        data=data,
+        data_dir=str(Path(recipe.data_dir).expanduser().resolve()),
+        model_from=None if source is None else str(Path(source).expanduser().resolve()),
+    )
 
 
-def _in_units(plain: DataSplits, likelihood: str | None, binarize: Binarize) -> tuple[str, DataSplits]:
+def as_in_run(folder: Path, recipe: Recipe, own_data: bool) -> Recipe:
+    """The recipe with a run's model and data; raises `InputError` for what it was asked to be otherwise."""
+    config = read_run(folder)
+    if "pair" not in config:
+        raise RunError(
+            f"{str(folder)!r} was trained from modules made in a program ({config.get('model')}): give the function "
+            "that makes its model, compare(make_model, ..., fix_decoder=...)"
+        )
+    pair = PairConfig.from_json(config["pair"])
+    theirs: dict[str, Any] = {
+        "model": pair.model_label,
+        "prior": pair.prior_label,
+        "likelihood": pair.likelihood,
+        "network": pair.network,
+        "latent": pair.latent,
+        "hidden": pair.hidden,
+    }
+    if {recipe.network, pair.network} == {"conv", "partial"}:
+        del theirs["network"]  # their decoders are the same
+    options = dict(config.get("data_options", {}))
+    if not own_data:
+        if "data" not in options:
+            raise RunError(f"{folder / RUN} does not say what its data were: give data=(train, test)")
+        theirs |= {name: options[name] for name in ("data", "binarize") if name in options}
+    asked, default = absolute(recipe), Recipe()
+    for name, value in theirs.items():
+        given = getattr(asked, name)
+        if given != value and getattr(recipe, name) != getattr(default, name):
+            raise InputError(f"{name}={given!r}: the model of {str(folder)!r} has {value!r}; leave it out")
+    if not own_data and "data_dir" in options and recipe.data_dir == default.data_dir:
+        theirs["data_dir"] = options["data_dir"]
+    return recipe.replace(**theirs)
+
+
+def _in_units(
+    plain: DataSplits, likelihood: str | None, binarize: Binarize, masks: str | None = None
+) -> tuple[str, DataSplits]:
     """The likelihood, and the data binarized or in its units; in their own for None."""
     units = _units(likelihood, plain.train) if binarize == "none" and likelihood is not None else None
     return likelihood or "", DataSplits(
-        plain.train.with_options(binarize=binarize, units=units, seed=TRAIN_SEED),
-        plain.test.with_options(binarize="fixed" if binarize == "dynamic" else binarize, units=units),
+        plain.train.with_options(binarize=binarize, units=units, masks=masks, seed=TRAIN_SEED),
+        plain.test.with_options(
+            binarize="fixed" if binarize == "dynamic" else binarize, units=units, masks=masks
+        ).fixed(),
     )
 
 

@@ -13,6 +13,7 @@ from .data import DataSet
 from .errors import InputError
 from .fit import fit
 from .isolation import device_of, restored
+from .loader import Data
 from .objectives import ELBO, Objective
 
 __all__ = ["frozen", "is_local", "renewed"]
@@ -31,7 +32,7 @@ def is_local(guide: nn.Module) -> bool:
 def renewed(
     model: nn.Module,
     guide: nn.Module,
-    data: DataSet,
+    data: DataSet | Data,
     objective: Callable[[], Objective] = ELBO,
     *,
     updates: int | None = None,

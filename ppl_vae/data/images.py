@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from ..errors import InputError
 from .dataset import DataSet
 
-__all__ = ["SUFFIXES", "read_folder"]
+__all__ = ["SUFFIXES", "read_folder", "read_image"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pbm")
 
@@ -84,10 +84,10 @@ def _list_files(folder: Path) -> tuple[list[Path], list[int] | None, list[str]]:
 
 
 def _read_all(files: Sequence[Path]) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int]:
-    first, bits = _read(files[0])
+    first, bits = read_image(files[0])
     images = np.empty((len(files), *first.shape), dtype=np.uint8)
     for i, file in enumerate(files):
-        image, one_bit = _read(file)
+        image, one_bit = read_image(file)
         if image.shape != first.shape:
             raise InputError(
                 f"images differ in size: {str(files[0])!r} is {_size(first)}, {str(file)!r} is {_size(image)}; bring "
@@ -98,8 +98,12 @@ def _read_all(files: Sequence[Path]) -> tuple[np.ndarray[Any, np.dtype[np.uint8]
     return (images // 255, 2) if bits else (images, 256)
 
 
-def _read(file: Path) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], bool]:
-    """Pixels (C, H, W), and whether the file has one bit for each."""
+def read_image(file: Path) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], bool]:
+    """Pixels (C, H, W) of one file, and whether it has one bit for each.
+
+    Raises:
+        InputError: no readable picture, transparency, more than 8 bits a channel.
+    """
     try:
         with Image.open(file) as opened:
             image = ImageOps.exif_transpose(opened)

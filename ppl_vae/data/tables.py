@@ -16,7 +16,7 @@ from ..errors import InputError
 from .arrays import as_levels
 from .dataset import DataSet, Units
 
-__all__ = ["read_csv", "read_npz"]
+__all__ = ["read_arrays", "read_csv", "read_npz"]
 
 _ARRAYS = ("x", "y", "context", "observed")
 _OPTIONS = ("levels", "class_names", "columns")
@@ -49,7 +49,7 @@ def read_npz(path: Path, *, units: Units | None = None) -> tuple[DataSet, DataSe
         InputError: not an .npz file; an array of Python objects, which only a pickle could hold and loading would run
             its author's code; arrays that are missing, of other names, or do not fit each other.
     """
-    arrays = _open_npz(path)
+    arrays = read_arrays(path)
     for name in _ARRAYS:
         if f"{name}_train" in arrays:
             if name in arrays:
@@ -206,7 +206,8 @@ def _parse_labels(texts: list[str], lines: list[int], where: str) -> tuple[list[
     return y, ()
 
 
-def _open_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of an .npz file by name; raises `InputError` for one that cannot be read, or holds objects."""
     where = repr(str(path))
     try:
         if not zipfile.is_zipfile(path):

@@ -15,7 +15,9 @@ from .classes import Classification, classify
 from .estimates import Estimate
 from .frechet import Classifier, Frechet, frechet, frechet_gaussians, train_classifier
 from .generation import Samples, reconstruct, sample, sample_styles
+from .hiding import KLToComplete, kl_to_complete
 from .importance import Bound, LogMarginal, Progress, effective_sample_size, elbo, log_marginal
+from .imputation import Imputations, LogMissing, impute, log_missing
 from .latents import ActiveUnits, Encoding, KLByDimension, active_units, codes, encode, kl_by_dimension
 from .points import AtPoints, at_points
 from .report import Evaluation, bits_per_dimension, evaluate
@@ -32,8 +34,11 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Frechet",
+    "Imputations",
     "KLByDimension",
+    "KLToComplete",
     "LogMarginal",
+    "LogMissing",
     "Progress",
     "Samples",
     "Sharpness",
@@ -48,9 +53,12 @@ __all__ = [
     "evaluate",
     "frechet",
     "frechet_gaussians",
+    "impute",
     "kl_by_dimension",
+    "kl_to_complete",
     "laplacian_variance",
     "log_marginal",
+    "log_missing",
     "reconstruct",
     "sample",
     "sample_styles",

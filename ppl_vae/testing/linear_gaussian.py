@@ -32,7 +32,8 @@ class LinearGaussian(LatentModel):
         seed: of W and b, which are buffers; they are drawn without touching torch's default generator.
         dtype: float64, for comparisons to rounding.
 
-    Sites: "z", (N,) events (Z,); "x", (N,) events (D,).
+    Sites: "z", (N,) events (Z,); "x", (N,) events (D,), observed where `batch.observed` says so. Of what is observed
+    everything is as exact: the other elements are left out of W, b and x.
     """
 
     weight: Tensor
@@ -54,7 +55,9 @@ class LinearGaussian(LatentModel):
             zero = torch.zeros_like(self.weight[0])
             z = pyro.sample("z", dist.Normal(zero, torch.ones_like(zero)).to_event(1))
             loc = z @ self.weight.T + self.bias
-            x: Tensor = pyro.sample("x", dist.Normal(loc, self.sigma.expand(loc.shape)).to_event(1), obs=batch.x)
+            each = dist.Normal(loc, self.sigma.expand(loc.shape))
+            each = each if batch.observed is None else each.mask(batch.observed)
+            x: Tensor = pyro.sample("x", each.to_event(1), obs=batch.x)
         return x
 
     def simulate(self, n: int, seed: int = 0) -> Tensor:
@@ -76,15 +79,24 @@ class LinearGaussian(LatentModel):
         mean: Tensor = torch.linalg.solve(self.precision, self.weight.T @ (x - self.bias).T / self.sigma**2).T
         return mean
 
-    def posterior(self, x: Tensor) -> dist.MultivariateNormal:
-        """p(z | x), batch (N,), exactly."""
+    def posterior(self, x: Tensor, observed: Tensor | None = None) -> dist.MultivariateNormal:
+        """p(z | x), or p(z | x_observed) where a mask (N, D) is given, batch (N,), exactly."""
+        if observed is not None:
+            mean, precision = _given(x, observed, self.weight, self.bias, self.sigma)
+            return dist.MultivariateNormal(mean, precision_matrix=precision)
         return dist.MultivariateNormal(self.posterior_mean(x), precision_matrix=self.precision)
 
-    def log_marginal(self, x: Tensor) -> Tensor:
-        """log p(x) in nats, (N,), exactly."""
+    def log_marginal(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        """log p(x), or log p(x_observed) where a mask (N, D) is given, in nats, (N,), exactly."""
         covariance = self.weight @ self.weight.T + self.sigma**2 * torch.eye(self.weight.shape[0]).to(self.weight)
-        log_prob: Tensor = dist.MultivariateNormal(self.bias, covariance).log_prob(x)
-        return log_prob
+        if observed is None:
+            log_prob: Tensor = dist.MultivariateNormal(self.bias, covariance).log_prob(x)
+            return log_prob
+        # elements that are not observed become independent standard normals at 0, whose log-density is then put back
+        seen = observed.to(x.dtype)
+        covariance = covariance * seen.unsqueeze(-1) * seen.unsqueeze(-2) + torch.diag_embed(1.0 - seen)
+        log_prob = dist.MultivariateNormal(torch.zeros_like(x), covariance).log_prob((x - self.bias) * seen)
+        return log_prob + 0.5 * math.log(2 * math.pi) * (1.0 - seen).sum(-1)
 
     def mean_field_gap(self) -> float:
         """min over diagonal Gaussians q of KL(q ‖ p(z | x)) in nats, ½ (Σ_d log Λ_dd - log det Λ), for every x."""
@@ -108,8 +120,17 @@ class LinearGaussian(LatentModel):
         return self.log_marginal(x) + log_expectation / (1.0 - alpha)
 
 
+def _given(x: Tensor, seen: Tensor, weight: Tensor, bias: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (N, Z) and precision (N, Z, Z) of p(z | x_seen)."""
+    scaled = seen.to(x.dtype).unsqueeze(-1) * weight / sigma**2  # (N, D, Z), rows of what is not seen are 0
+    precision = torch.eye(weight.shape[1]).to(weight) + scaled.mT @ weight
+    mean = torch.linalg.solve(precision, (scaled.mT @ (x - bias).unsqueeze(-1))).squeeze(-1)
+    return mean, precision
+
+
 class LinearGaussianPosterior(Guide):
-    """A guide for `LinearGaussian` with the exact posterior mean, and the covariance asked for.
+    """A guide for `LinearGaussian` with the exact posterior mean, and the covariance asked for: of p(z | x), or where
+    the batch has `visible`, of p(z | x_visible).
 
     Args:
         model: the oracle.
@@ -121,6 +142,8 @@ class LinearGaussianPosterior(Guide):
     gain: Tensor
     bias: Tensor
     precision: Tensor
+    weight: Tensor
+    sigma: Tensor
 
     def __init__(self, model: LinearGaussian, family: Literal["full", "diagonal"] = "full", widen: float = 1.0) -> None:
         super().__init__()
@@ -132,6 +155,9 @@ class LinearGaussianPosterior(Guide):
         self.register_buffer("gain", torch.linalg.solve(precision, model.weight.T / model.sigma**2))
         self.register_buffer("bias", model.bias.clone())
         self.register_buffer("precision", precision)
+        self.register_buffer("weight", model.weight.clone(), persistent=False)
+        self.register_buffer("sigma", model.sigma.clone(), persistent=False)
+        self.family, self.widen = family, widen
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         with pyro.plate("data", batch.size, dim=-1):
@@ -140,6 +166,11 @@ class LinearGaussianPosterior(Guide):
     def distribution(self, batch: Batch) -> dict[str, TorchDistributionMixin]:
         if batch.x is None:
             raise InputError("the posterior given x needs batch.x")
+        if batch.visible is not None:
+            mean, precision = _given(batch.x, batch.visible, self.weight, self.bias, self.sigma)
+            diagonal = torch.diag_embed(precision.diagonal(dim1=-2, dim2=-1).reciprocal())
+            covariance = torch.linalg.inv(precision) if self.family == "full" else diagonal
+            return {"z": dist.MultivariateNormal(mean, self.widen**2 * covariance)}
         return {"z": dist.MultivariateNormal((batch.x - self.bias) @ self.gain.T, self.covariance)}
 
     def kl_to_posterior(self) -> float:
