@@ -44,7 +44,7 @@ def read_picture(path: Path, spec: DataSpec) -> Tensor:
         x, levels = as_data(given, where=f"x of {path.name!r}")
     elif path.suffix.lower() in SUFFIXES:
         pixels, _ = read_image(path)
-        x, levels = torch.from_numpy(np.ascontiguousarray(pixels))[None], 256
+        x, levels = torch.from_numpy(np.array(pixels))[None], 256
     else:
         raise InputError(f"image={str(path)!r} is neither a picture ({', '.join(SUFFIXES)}) nor an .npz file")
     if spec.shape[0] == 1 and x.dim() == 4 and x.shape[1] == 3 and bool((x == x[:, :1]).all()):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
-from .errors import InputError, check_count
+from .errors import InputError, check_count, choose
 from .options import check_options, label, parse
 from .registry import Registry
 
@@ -168,6 +168,8 @@ def random_mask(text: str, argument: str = "masks") -> RandomMask:
         Rectangles(share=0.25)
     """
     name, options = parse(argument, text)
+    if name not in masks:
+        raise choose(argument, name, masks)
     part: Any = masks.get(name)
     made: RandomMask = part(**check_options(argument, name, part, options))
     return made
