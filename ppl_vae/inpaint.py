@@ -39,8 +39,8 @@ def read_picture(path: Path, spec: DataSpec) -> Tensor:
         if "x" not in arrays:
             raise InputError(f"{str(path)!r} has no array 'x'; it holds {sorted(arrays)}")
         given = arrays["x"]
-        if given.shape == spec.shape:
-            given = given[None]
+        if given.shape in (spec.shape, spec.shape[1:] if spec.shape[0] == 1 else None):
+            given = given[None]  # one datum
         x, levels = as_data(given, where=f"x of {path.name!r}")
     elif path.suffix.lower() in SUFFIXES:
         pixels, _ = read_image(path)

@@ -64,7 +64,7 @@ def renewed(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         fresh = guide.renew(len(data))  # type: ignore[operator]
-    if getattr(model, "takes_labels", False):
+    if getattr(model, "takes_labels", False) and isinstance(data, DataSet):
         data = data.hide_labels()
     if not isinstance(fresh, nn.Module):
         raise InputError(f"{type(guide).__name__}.renew made a {type(fresh).__name__}; it must make a guide")
