@@ -35,7 +35,7 @@ from ppl_vae.renewal import frozen
 
 HOLES = "rectangles:share=0.3"
 SHAPE, LATENT = (1, 8, 8), 8
-NEIGHBOURS = (1, 3, 5, 10, 20, 40)
+NEIGHBOURS = (1, 5, 10, 20, 40, 60, 80, 120, 160)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -170,13 +170,13 @@ def imputations(x: Tensor, visible: Tensor, filled: Mapping[str, Tensor], spec: 
     columns = {"data": whole, "visible": np.where(seen, colours, np.array(_HIDDEN))}
     columns |= {name: pictures(values, spec) for name, values in filled.items()}
     side = 1.0 if len(x) > 1 else 1.6
-    figure = _figure(max(4.0, side * len(columns) + 0.4), side * len(x) * spec.shape[1] / spec.shape[2] + 0.9)
+    figure = figure_of(max(4.0, side * len(columns) + 0.4), side * len(x) * spec.shape[1] / spec.shape[2] + 0.9)
     grid = figure.subplots(len(x), len(columns), squeeze=False)
     for j, (name, images) in enumerate(columns.items()):
         for i, picture in enumerate(images):
-            _show(grid[i, j], picture)
+            show(grid[i, j], picture)
         grid[0, j].set_title(name, fontsize=9)
-    _title(figure, title)
+    wrapped_title(figure, title)
     return figure
 
 
