@@ -10,11 +10,12 @@ is the VAE's; the error of the filled-in pixels against filling in means and k n
 the training data; and log p(x_missing | x_visible). Below, the other way: a model trained on data of which half of the
 pixels are missing (MIWAE's bound), against the same two, fitted to the same incomplete data.
 
-    python examples/inpainting.py             # about a minute; --smoke takes seconds
+    python examples/inpainting.py             # some three minutes; --smoke takes seconds
 
 Writes inpainting.png: held-out digits, what is visible of them, the mean and draws of what is not.
 
-Measured:
+Measured, squared error a hidden pixel: pixel means 0.186, neighbours 0.160, the VAE's own guide 0.181, the guide under
+masks 0.155; KL to the complete posterior from 6.1 to 2.4 nats. Of incomplete data: 0.145, 0.132 and 0.120.
 """
 
 import argparse
