@@ -56,6 +56,7 @@ def test_all_examples_are_there() -> None:
         "conditional_vae",
         "decoders",
         "gaussian_mixture",
+        "inpainting",
         "mode_seeking",
         "own_data",
         "semi_supervised",
