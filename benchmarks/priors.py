@@ -6,7 +6,7 @@ of the same seed: the mean over seeds with the standard error over seeds, or of 
 the test digits, of differences digit by digit. "fitted" priors leave model and guide of the standard normal's run as
 they are.
 
-    python -m benchmarks.priors [--seeds 3] [--latent 8] [--epochs 200] [--json FILE]
+    python -m benchmarks.priors [--seeds 3] [--latent 8] [--epochs 200] [--warmup 0] [--json FILE]
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ def main() -> None:
     parser.add_argument("--latent", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--particles", type=int, default=500)
+    parser.add_argument("--warmup", type=int, default=0, help="epochs in which the KL's weight rises from 0")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
     plain: dict[str, torch.Tensor] = {}
     for seed in range(given.seeds):
         for prior in (PLAIN, *LEARNED):
-            recipe = Recipe(prior=prior, latent=given.latent, epochs=given.epochs, seed=seed, compile=False)
+            recipe = Recipe(
+                prior=prior, latent=given.latent, epochs=given.epochs, warmup=given.warmup, seed=seed, compile=False
+            )
             ready = prepare(recipe)
             fitted = ready.train(progress=False)
             test = ready.data.test
