@@ -14,6 +14,9 @@ Writes gaussian_mixture.png: for each fit the data in the colours of p(z | x), a
 standard deviations, for the last three of 25 draws of the parameters.
 
 The number to look at is log p(x) of 2,000 data that were not fitted, against that of the mixture they were drawn from.
+
+Measured: -3.334 (EM), -3.372 (mean-field), -3.367 (SVI), -3.373 (NUTS) nats a datum, -3.240 for the mixture itself; the
+means' standard deviations are 0.135, 0.119 and 0.200 for the last three.
 """
 
 import argparse
