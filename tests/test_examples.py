@@ -60,6 +60,7 @@ def test_all_examples_are_there() -> None:
         "mode_seeking",
         "own_data",
         "semi_supervised",
+        "structured_vae",
         "svi_lightning",
         "svi_vae",
         "swap_guides",

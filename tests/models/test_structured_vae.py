@@ -1,12 +1,15 @@
 """The structured autoencoder: exact inference in its mixture, natural gradients, clusters of the pinwheel."""
 
 import dataclasses
+import importlib.util
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import BayesianGaussianMixture
 from torch import Tensor
 from torch.distributions import Wishart
@@ -391,6 +394,31 @@ def test_by_name() -> None:
     assert got.elbo.mean <= got.log_px.mean
     assert {name: tuple(mean.shape) for name, mean in encode(model, guide, test).means.items()} == {"z": (40, 2)}
     assert sample(model, 6, seed=0).draw.shape == (6, 2)
+
+
+@pytest.mark.slow
+def test_it_finds_the_arms_of_the_pinwheel() -> None:
+    """Clusters of held-out data against the arms they are of, by the adjusted Rand index, with the example's networks.
+    Each arm is one cluster, and few data lie in others."""
+    path = Path(__file__).resolve().parents[2] / "examples" / "structured_vae.py"
+    spec = importlib.util.spec_from_file_location("example_structured", path)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    splits = load("pinwheel")
+    test = splits.test.batch(range(500))
+    found = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model, guide = example.make_pair(splits.train.batch(range(500)).x)
+        objective = objectives.StructuredELBO(step=0.05, data_size=500)
+        settings = {"epochs": 100, "batch_size": 50, "lr": 1e-2, "lr_schedule": "cosine", "progress": False}
+        fit(model, guide, splits.train, objective, compile=False, seed=0, **settings)
+        with torch.no_grad():
+            clusters = guide.infer(test).responsibilities.argmax(-1)
+        found.append(adjusted_rand_score(test.y, clusters))
+    assert min(found) > 0.8
 
 
 def test_pinwheel_is_what_it_says() -> None:
