@@ -37,6 +37,7 @@ __all__ = [
     "hmc_step",
     "leapfrog",
     "log_joint",
+    "log_joint_and_masks",
     "sample_posterior",
     "spread",
 ]
@@ -247,8 +248,17 @@ def log_joint(model: Program, values: Mapping[str, Tensor], *args: Any, **kwargs
     Returns:
         (C, N), nats.
     """
+    return log_joint_and_masks(model, values, *args, **kwargs)[0]
+
+
+def log_joint_and_masks(
+    model: Program, values: Mapping[str, Tensor], *args: Any, **kwargs: Any
+) -> tuple[Tensor, dict[str, Any]]:
+    """`log_joint`, and the mask under which the program drew each of these sites: None, True or False, or a tensor that
+    broadcasts to (C, N)."""
     trace = _run(_Placed(values), model, _chains(values), args, kwargs)
-    return _total(trace, _chains(values))
+    masks = {name: site["mask"] for name, site in sample_sites(trace) if name in values}
+    return _total(trace, _chains(values)), masks
 
 
 class Coordinates:

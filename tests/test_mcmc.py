@@ -348,6 +348,21 @@ def test_masks_and_scales() -> None:
         torch.testing.assert_close(target.log_density(position), wanted)
 
 
+def test_a_mask_hides_the_log_determinant_too() -> None:
+    """Of a site that is carried to the real line: what is masked has no density in either coordinates."""
+    batch = Batch(x=torch.tensor([0.3, 1.2, 0.8]).double())
+    seen = torch.tensor([True, False, True])
+    model = with_prior(dist.Gamma(torch.tensor(2.0).double(), 1.0))
+    plain, target = Coordinates(model, batch), Coordinates(poutine.mask(model, mask=seen), batch)
+    position = torch.randn(4, 3, 1).double()
+    with torch.no_grad():
+        assert bool((plain.values(position)[1].abs() > 0.01).all())
+        wanted = torch.where(seen, plain.log_density(position), 0.0)
+        torch.testing.assert_close(target.log_density(position), wanted)
+        prior, likelihood = target.log_prior_and_likelihood(position)
+        torch.testing.assert_close(prior + likelihood, wanted)
+
+
 # ---------------------------------------------------------------- draws of the posterior
 
 

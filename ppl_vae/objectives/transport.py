@@ -20,7 +20,7 @@ from torch.distributions import (
 
 from ..core import Guide, LatentModel, LatentSpec
 from ..errors import InputError, check_count
-from ..mcmc import State, hmc_step, log_joint, spread
+from ..mcmc import State, hmc_step, log_joint_and_masks, spread
 from ..validation import validation
 from ..weights import Program, log_weights
 from .base import Objective, Terms, objectives
@@ -43,8 +43,8 @@ class TransportScoreClimbing(Objective):
 
     .. math:: \log p(x, T_φ(ε; x)) + \log |\det \partial T_φ / \partial ε|
 
-    which is N(0, I) where q is the posterior and near it where q is near, and back to z = T(ε). With the states z_c of
-    C chains,
+    which is N(0, I) where q is the posterior and near it where q is near, and back to z = T(ε). Of a latent that is
+    masked in the model, q stands in for the prior. With the states z_c of C chains,
 
     .. math:: -\frac1C \sum_c \big(\log p(x, z_c) + \log q(z_c \mid x)\big)
 
@@ -135,8 +135,11 @@ class TransportScoreClimbing(Objective):
             transport = _Transport({name: _piece(name, by_site[name], guide) for name in self.chains.shapes})
 
             def log_density(noise: Tensor) -> Tensor:
-                values, log_det = transport(noise)
-                return log_joint(model, values, *args, **kwargs) + log_det
+                values, log_dets = transport(noise)
+                total, masks = log_joint_and_masks(model, values, *args, **kwargs)
+                for name, part in transport.parts(noise).items():
+                    total = total + _unmasked(log_dets[name], part, masks.get(name))
+                return total
 
             states, started = self.chains.read(rows)
             fresh = transport.noise(self.particles)
@@ -212,13 +215,17 @@ class _Transport:
         self.pieces = pieces
         self.sizes = [piece.loc[0].numel() for piece in pieces.values()]
 
-    def __call__(self, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def __call__(self, noise: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Values, and log |det|, (C, N), both by site."""
         values: dict[str, Tensor] = {}
-        total = noise.new_zeros(())
-        for (name, piece), part in zip(self.pieces.items(), noise.split(self.sizes, -1), strict=True):
-            values[name], log_det = piece.forward(part)
-            total = total + log_det
-        return values, total
+        log_dets: dict[str, Tensor] = {}
+        for name, part in self.parts(noise).items():
+            values[name], log_dets[name] = self.pieces[name].forward(part)
+        return values, log_dets
+
+    def parts(self, noise: Tensor) -> dict[str, Tensor]:
+        """ε of each site, (C, N, D_s)."""
+        return dict(zip(self.pieces, noise.split(self.sizes, -1), strict=True))
 
     def inverse(self, values: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([piece.inverse(values[name]) for name, piece in self.pieces.items()], -1)
@@ -262,6 +269,15 @@ def _either(first: Tensor, both: Tensor) -> Tensor:
     """The first half of 2C chains where it is `first`, (C, N), otherwise the second."""
     one, other = both.chunk(2)
     return torch.where(first.reshape(*first.shape, *[1] * (one.dim() - 2)), one, other)
+
+
+def _unmasked(log_det: Tensor, noise: Tensor, mask: Tensor | bool | None) -> Tensor:
+    """log |det|, (C, N), of a site under a mask. A latent that is masked in the model has no prior, and no posterior:
+    the guide takes the prior's place, which is N(0, I) of ε. Without any its chain would wander off for ever."""
+    if mask is None or mask is True:
+        return log_det
+    standard = -0.5 * noise.square().sum(-1)
+    return standard if mask is False else torch.where(mask, log_det, standard)
 
 
 def _per_datum(log_det: Tensor) -> Tensor:
