@@ -93,6 +93,11 @@ class LatentModel(nn.Module, ABC):
     def forward(self, batch: Batch) -> Tensor:
         """Run the program; returns x (\\*S, N, \\*D)."""
 
+    @property
+    def whole(self) -> LatentModel:
+        """The model of which this is a part; itself, unless it is made to declare some latents of another."""
+        return self
+
     def start(self) -> Mapping[str, Tensor]:
         """Values (\\*event) of latent sites shared by all data from which a guide had better start than from 0, as
         weights of a network, whose units would all stay the same; by site."""
@@ -113,6 +118,8 @@ class Guide(nn.Module, ABC):
         takes_shared: whether it is made for latents that all data share too; a guide over each datum's alone is put
             into a `Combined` by `build`.
         needs_shared: whether such a guide has to be given the values of what is shared, as one that runs the model.
+        follows_model: whether q is a function of the model's parameters too, with a gradient by them.
+        runs: the model that it runs, where it runs one; it is refused with any other.
     """
 
     scores_given: bool = True
@@ -120,6 +127,14 @@ class Guide(nn.Module, ABC):
     sites: tuple[str, ...] = ()
     takes_shared: ClassVar[bool] = False
     needs_shared: ClassVar[bool] = False
+
+    @property
+    def follows_model(self) -> bool:
+        return False
+
+    @property
+    def runs(self) -> LatentModel | None:
+        return None
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -524,6 +524,7 @@ class BodyEncoder(Encoder):
         self.condition = condition
         self.image = image
         self.mask = mask
+        self.latent_width = latents
         self.standardized = not (isinstance(loc, float) and loc == 0.0 and isinstance(scale, float) and scale == 1.0)
         self.register_buffer("loc", torch.as_tensor(loc, dtype=torch.get_default_dtype()))
         self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.get_default_dtype()))
@@ -534,6 +535,13 @@ class BodyEncoder(Encoder):
     def forward(self, batch: Batch, **latents: Tensor) -> Tensor:
         if batch.x is None:
             raise InputError("the encoder needs batch.x")
+        if (width := sum(value.shape[-1] if value.dim() else 0 for value in latents.values())) != self.latent_width:
+            handed = " and ".join(map(repr, latents)) or "no other latents"
+            raise InputError(
+                f"the encoder is handed {handed}, {width} numbers beside x, and was made for {self.latent_width}: "
+                f"encoder(..., latents={width}); a guide of each datum's latents is handed what "
+                "Combined(..., given=...) names"
+            )
         x = batch.x.to(self.loc.dtype)
         if self.standardized:
             x = (x - self.loc) / self.scale

@@ -17,6 +17,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
+from .batch import Batch
 from .errors import InputError
 from .isolation import cuda_in, swapped, tensors_in, untouched
 from .stopping import Stopped, leaves
@@ -198,6 +199,8 @@ def check_pair(
 ) -> None:
     """Run the pair once with every validation on, and raise `InputError` naming the site at which it breaks a rule.
 
+    A guide that runs a model, `Guide.runs`, is refused with another.
+
     With validation off these pass in silence: a guide that misses a site (the prior then stands in for it), a site
     too many, event dimensions that differ, a forgotten `to_event` where sizes happen to agree. Random states and
     the programs' buffers are left as they were.
@@ -210,6 +213,9 @@ def check_pair(
         density: also refuse a guide with a point mass (`point_masses`), whose log q is no log-density: a weight made of
             it estimates nothing.
     """
+    _check_runs(model, guide)
+    if args and isinstance(args[0], Batch) and args[0].size == 0:
+        raise InputError("the batch has no data: x and what else it holds are of length 0; give one datum or more")
     with untouched(model, guide, args), torch.no_grad(), validation(True):
         # an unusual number of particles: it must not agree by chance with the size of the data or of an event
         sizes = {size for t in tensors_in(model, guide, args) for size in t.shape}
@@ -227,6 +233,7 @@ def check_pair(
         except (ValueError, RuntimeError, IndexError) as error:
             if isinstance(error, InputError):
                 raise
+            _check_declared(model, guide, args, kwargs, particles)
             raise InputError(f"the pair of model and guide does not run on this batch: {error}") from error
         for name, tensor in {"x": weights.log_likelihood, **weights.log_prior, **weights.log_guide}.items():
             wanted = (particles, 1) if name in weights.shared else (particles, weights.size)
@@ -235,6 +242,44 @@ def check_pair(
                     f"site {name!r} has log-probabilities of shape {tuple(tensor.shape)} where {wanted} (particles, "
                     "data) belongs: is a .to_event() missing, or a value reshaped across the particles?"
                 )
+
+
+def _check_runs(model: Program, guide: Program) -> None:
+    """A guide that runs a model runs this one. Of functions and effect handlers around a model nothing is known."""
+    if not (isinstance(model, torch.nn.Module) and isinstance(guide, torch.nn.Module)):
+        return
+    for part in guide.modules():
+        own = getattr(part, "runs", None)
+        if (
+            own is not None
+            and not any(m is own for m in model.modules())
+            and not any(m is model for m in own.modules())
+        ):
+            raise InputError(
+                f"{type(part).__name__} runs the model that it was built with, a {type(own).__name__}, and this is "
+                "another one: build the guide with the model that it is for, and copy the two together, "
+                "copy.deepcopy((model, guide))"
+            )
+
+
+def _check_declared(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], particles: int
+) -> None:
+    """What a model declares of its latents, where a run of it broke, perhaps of a draw of another size."""
+    declared = getattr(model, "latents", None)
+    if not isinstance(declared, Mapping):
+        return
+    try:
+        with _plates(guide, args, kwargs, particles):
+            drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+    except (ValueError, RuntimeError, IndexError):
+        return  # the guide itself does not run
+    for name, site in sample_sites(drawn):
+        if name in declared and tuple(site["fn"].event_shape) != tuple(declared[name].event_shape):
+            raise InputError(
+                f"site {name!r} has events of shape {tuple(declared[name].event_shape)} in the model, "
+                f"{tuple(site['fn'].event_shape)} in the guide"
+            )
 
 
 def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import ClassVar, cast
 
 import pyro
@@ -15,7 +16,7 @@ from ..errors import InputError
 from ..networks import Head
 from ..registry import Registry
 
-__all__ = ["Amortized", "continuous_sites", "guides"]
+__all__ = ["Amortized", "about_site", "continuous_sites", "features_of", "guides"]
 
 guides: Registry[type[Guide]] = Registry("guide")
 
@@ -37,7 +38,7 @@ class Amortized(Guide):
 
     Raises:
         InputError: the model declares a latent site shared by all data, for which an encoder of one datum has no
-            answer; a discrete one; none at all.
+            answer; a discrete one; none at all; a model that declares no latents, an encoder that has no features.
     """
 
     head: ClassVar[type[Head]]
@@ -49,7 +50,11 @@ class Amortized(Guide):
         self.sites = continuous_sites(self, model)
         self.encoder = encoder
         make = self.head if head is None else head
-        self.heads = nn.ModuleDict({name: make(encoder.features, spec) for name, spec in model.latents.items()})
+        features = features_of(self, encoder)
+        self.heads = nn.ModuleDict()
+        for name, spec in model.latents.items():
+            with about_site(name, model):
+                self.heads[name] = make(features, spec)
 
     def forward(self, batch: Batch, **latents: Tensor) -> dict[str, Tensor]:
         with pyro.plate("data", batch.size, dim=-1):
@@ -65,10 +70,35 @@ class Amortized(Guide):
         return {name: head.gaussian(head.linear(features)) for name, head in heads.items()}
 
 
+def features_of(guide: Guide, encoder: Encoder) -> int:
+    """F of an encoder; raises `InputError` for what is none."""
+    features = getattr(encoder, "features", None)
+    if not isinstance(features, int):
+        raise InputError(
+            f"encoder is a {type(encoder).__name__}, which says nothing of its `features`: guides are made as "
+            f"{type(guide).__name__}(model, encoder), of an Encoder, as networks.encoder makes one"
+        )
+    return features
+
+
+@contextmanager
+def about_site(site: str, model: LatentModel) -> Iterator[None]:
+    """Errors of what is made for a site say which."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"site {site!r} of {type(model).__name__}: {error}") from error
+
+
 def continuous_sites(guide: Guide, model: LatentModel) -> tuple[str, ...]:
     """The model's latent sites; raises `InputError` unless there are some, each of them continuous and of a datum, for
     guides that know no others."""
     name = type(guide).__name__
+    if not isinstance(getattr(model, "latents", None), Mapping):
+        raise InputError(
+            f"model is a {type(model).__name__}, which declares no latents: guides are made as {name}(model, ...), of "
+            "a LatentModel"
+        )
     if not model.latents:
         raise InputError(f"{type(model).__name__} declares no latent site: there is nothing for {name} to draw")
     if shared := [site for site, spec in model.latents.items() if spec.scope != "datum"]:

@@ -40,6 +40,10 @@ class ContinuousPart(LatentModel):
         }
         self._model = (model,)  # in a tuple: run, but neither moved nor saved with this
 
+    @property
+    def whole(self) -> LatentModel:
+        return self._model[0].whole
+
     def forward(self, batch: Batch) -> Tensor:
         x: Tensor = self._model[0](batch)
         return x

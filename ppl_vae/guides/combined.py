@@ -36,6 +36,10 @@ class DatumPart(LatentModel):
         self.given = tuple(name for name in model.latents if name not in self.latents)
         self._model = (model,)  # in a tuple: run, but neither moved nor saved with this
 
+    @property
+    def whole(self) -> LatentModel:
+        return self._model[0].whole
+
     def forward(self, batch: Batch) -> Tensor:
         with _Known(self.given):
             x: Tensor = self._model[0](batch)
@@ -95,6 +99,9 @@ class Combined(Guide):
     ) -> None:
         super().__init__()
         names = shared_latents(model)
+        for argument, part in (("shared", shared), ("local", local)):
+            if not isinstance(part, Guide) and not (argument == "shared" and isinstance(part, str)):
+                raise _no_guide(argument, part)
         self.shared = shared if isinstance(shared, Guide) else Shared(model, shared)
         self.local = local
         _check_sites("shared", self.shared, [*names], model)
@@ -174,6 +181,18 @@ class OfBatchAlone(Encoder):
         features: Tensor = self.encoder(batch)
         left = [value.shape[: value.dim() - self.event_dims[name]] for name, value in latents.items()]
         return features.expand(*torch.broadcast_shapes(features.shape[:-1], *left), self.features)
+
+
+def _no_guide(argument: str, part: object) -> InputError:
+    told = f"{argument}={part.__name__}" if isinstance(part, type) else f"{argument} is a {type(part).__name__}"
+    why = ""
+    if "pyro.infer.autoguide" in (part if isinstance(part, type) else type(part)).__module__:
+        why = (
+            ": Pyro's autoguides make their parameters when they first run, where optimizers, checkpoints and "
+            "compiled steps of modules look too early"
+        )
+    instead = " or a family of Shared, 'mean-field', 'full-rank' or 'point'" if argument == "shared" else ""
+    return InputError(f"{told}, which is no Guide{why}; give a Guide{instead}")
 
 
 def _check_sites(argument: str, guide: Guide, wanted: Sequence[str], model: LatentModel) -> None:

@@ -15,7 +15,7 @@ from ..batch import Batch
 from ..core import Encoder, Guide, LatentModel, LatentSpec
 from ..errors import InputError, choose
 from ..networks import MLP, DiagonalNormal, Head, families, join
-from .base import continuous_sites, guides
+from .base import about_site, continuous_sites, features_of, guides
 
 __all__ = ["BottomUp", "Hierarchical", "TopDown", "faithful_inverse"]
 
@@ -52,7 +52,8 @@ class Hierarchical(Guide):
             raise choose("merge", merge, ("joined", "precision"))
         if merge == "precision" and family != "mean-field":
             raise InputError("merge='precision' multiplies diagonal Gaussians; give family='mean-field'")
-        hidden = encoder.features if hidden is None else hidden
+        width = features_of(self, encoder)
+        hidden = width if hidden is None else hidden
         self.encoder = encoder
         order = tuple(reversed(self.sites)) if self.upwards else self.sites
         inverse = faithful_inverse(model.latents, order)
@@ -66,13 +67,14 @@ class Hierarchical(Guide):
                 )
         self.conditionals = nn.ModuleDict()
         for site in order:
-            spec, features = model.latents[site], encoder.features if self.sees_data[site] else 0
+            spec, features = model.latents[site], width if self.sees_data[site] else 0
             inputs = sum(model.latents[other].event_shape[0] for other in self.given[site])
-            self.conditionals[site] = (
-                _Product(spec, features, inputs, hidden)
-                if merge == "precision" and features and inputs
-                else _Conditional(families[family], spec, features, inputs, hidden)
-            )
+            with about_site(site, model):
+                self.conditionals[site] = (
+                    _Product(spec, features, inputs, hidden)
+                    if merge == "precision" and features and inputs
+                    else _Conditional(families[family], spec, features, inputs, hidden)
+                )
 
     def features(self, batch: Batch, **latents: Tensor) -> Mapping[str, Tensor]:
         """What each site sees of x, (N, F)."""

@@ -17,7 +17,7 @@ from ..batch import Batch
 from ..core import Guide, LatentModel
 from ..errors import InputError, choose
 from ..networks import Head, families
-from .base import continuous_sites, guides
+from .base import about_site, continuous_sites, guides
 
 __all__ = ["Local"]
 
@@ -64,7 +64,10 @@ class Local(Guide):
         self.family = family
         self.size = _check_size(size)
         self.register_buffer("fingerprint", torch.tensor(UNKNOWN))
-        self.heads = nn.ModuleDict({name: families[family](None, spec) for name, spec in model.latents.items()})
+        self.heads = nn.ModuleDict()
+        for name, spec in model.latents.items():
+            with about_site(name, model):
+                self.heads[name] = families[family](None, spec)
         outputs = {name: head.outputs for name, head in cast("Mapping[str, Head]", self.heads).items()}
         self.numbers = nn.ParameterDict({name: nn.Parameter(torch.zeros(size, n)) for name, n in outputs.items()})
 

@@ -54,24 +54,25 @@ class SemiAmortized(Amortized):
     - ``differentiate=True``: through the steps, by second derivatives. This is the exact gradient of what is maximized,
       at about twice the time and a graph through all steps in memory. The refined q is then a function of the model's
       parameters too, and whatever an objective asks of q, it asks of the model: right for ELBO and IWAE, wrong for
-      those that train the two on different things (wake, score climbing). Hence it is not the default. Where the
-      guide's own parameters are held constant, as when STL and DReG score draws anew, so are the steps.
+      those that train the two on different things (wake, score climbing), which refuse it. Hence it is not the default.
+      Where the guide's own parameters are held constant, as when STL and DReG score draws anew, so are the steps.
 
     Args:
         model: what the guide is for. Its program is run by the guide, which does not own its parameters: copy and move
-            the two together.
+            the two together, ``copy.deepcopy((model, guide))``. A copy of the guide alone has a model of its own. With
+            another model than it runs the guide is refused.
         encoder: features of a batch.
         family: of q, "mean-field" or "full-rank".
         steps: K; 0 leaves the amortized guide.
-        lr: η, between 0 and 1; with 1 and an exact gradient the mean of a Gaussian posterior of covariance S Sᵀ is met
-            at once.
-        particles: P, points in each step's ELBO, an even number for pairs of ε and -ε.
+        lr: η, above 0 and up to 1; with 1 and an exact gradient the mean of a Gaussian posterior of covariance S Sᵀ is
+            met at once.
+        particles: P, points in each step's ELBO, an even number, of pairs ε and -ε.
         differentiate: see above.
         largest: of a step, in q's standard deviations.
 
     Raises:
-        InputError: numbers out of range, an unknown family; a latent site shared by all data, of a discrete support, or
-            for "full-rank" whose events are no vectors.
+        InputError: numbers out of range, an odd number of points, an unknown family; a latent site shared by all data,
+            of a discrete support, or for "full-rank" whose events are no vectors.
 
     References:
         Kim et al., Semi-amortized variational autoencoders, ICML 2018 (https://arxiv.org/abs/1802.02550).
@@ -98,9 +99,16 @@ class SemiAmortized(Amortized):
             raise choose("family", family, families)
         check_count("steps", steps, least=0)
         check_count("particles", particles)
-        for argument, size in (("lr", lr), ("largest", largest)):
-            if not (isinstance(size, int | float) and math.isfinite(size) and size > 0):
-                raise InputError(f"{argument}={size!r} must be a number above 0")
+        if particles % 2:
+            raise InputError(
+                f"particles={particles} must be an even number: points come in pairs of ε and -ε, without which the "
+                "gradient by the mean is biased"
+            )
+        for argument, size, most in (("lr", lr, 1.0), ("largest", largest, math.inf)):
+            number = isinstance(size, int | float) and not isinstance(size, bool)
+            if not (number and math.isfinite(size) and 0 < size <= most):
+                wanted = "above 0" if most == math.inf else "above 0 and up to 1, a whole natural-gradient step"
+                raise InputError(f"{argument}={size!r} must be a number {wanted}")
         super().__init__(model, encoder, families[family])
         self.family, self.steps, self.lr, self.largest = family, steps, float(lr), float(largest)
         self.differentiate = differentiate
@@ -108,6 +116,14 @@ class SemiAmortized(Amortized):
         numbers = sum(head.numel for head in self._heads().values())
         self.register_buffer("signs", _signs(steps, particles, numbers))
         self.covered = min(1.0, (particles + 1) // 2 / _size(numbers))
+
+    @property
+    def follows_model(self) -> bool:
+        return self.differentiate and self.steps > 0
+
+    @property
+    def runs(self) -> LatentModel:
+        return self._model[0].whole
 
     def distribution(self, batch: Batch, **latents: Tensor) -> Mapping[str, TorchDistributionMixin]:
         features = self.encoder(batch, **latents)

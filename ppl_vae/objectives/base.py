@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pyro.infer import ELBO as PyroELBO
@@ -50,6 +50,10 @@ class Objective(PyroELBO, nn.Module):
 
     stop_guide: bool = False
     """Whether log q is scored under stopped parameters of the guide (`log_weights`)."""
+
+    apart: bool = False
+    """Whether model and guide are trained on different things in one loss, so that a q that follows the model's
+    parameters, `Guide.follows_model`, would hand the model what is meant for the guide."""
 
     density: bool = True
     """Whether q must have a density, which a point mass has not."""
@@ -123,6 +127,12 @@ class Objective(PyroELBO, nn.Module):
             raise InputError(
                 f"{type(self).__name__} scores draws that {type(guide).__name__} did not make, which it cannot do"
             )
+        if self.apart and any(getattr(part, "follows_model", False) for part in _parts(guide)):
+            raise InputError(
+                f"differentiate=True: {type(guide).__name__} differentiates its steps, and its q is a function of the "
+                f"model's parameters; {type(self).__name__} trains model and guide on different things, and would hand "
+                "the model the guide's: use differentiate=False, or ELBO, IWAE or another bound on log p(x)"
+            )
         if self.leaves_classes and not self.classes_trained and getattr(guide, "classifies", False):
             raise InputError(
                 f"{type(self).__name__} sums over the classes exactly, and what the classifier q(y | x) says drops out "
@@ -136,7 +146,8 @@ class Objective(PyroELBO, nn.Module):
         if weights.rigid:
             raise InputError(
                 f"guide site {', '.join(map(repr, weights.rigid))} is not reparameterized: {type(self).__name__} would "
-                'have a wrong gradient; enumerate it with infer={"enumerate": "parallel"} if it is discrete, or use a '
+                "have a wrong gradient; use an objective for draws that pass none, ScoreFunction, Wake, ScoreClimbing "
+                'or TVO; or enumerate the site with infer={"enumerate": "parallel"} if it is discrete; or use a '
                 "reparameterized distribution"
             )
 
@@ -146,6 +157,10 @@ class Objective(PyroELBO, nn.Module):
 
     def extra_repr(self) -> str:
         return f"particles={self.particles}"
+
+
+def _parts(guide: Program) -> Iterable[Any]:
+    return guide.modules() if isinstance(guide, nn.Module) else (guide,)
 
 
 def check_particles(particles: object) -> int:

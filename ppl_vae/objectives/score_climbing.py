@@ -15,7 +15,7 @@ from ..weights import LogWeights, Program, log_weights
 from .base import Objective, Terms, objectives
 from .chains import Chains
 from .held import held
-from .wake import forward_loss, usable
+from .wake import forward_loss, usable, weightless
 
 __all__ = ["ScoreClimbing", "fresh_logs", "shares"]
 
@@ -37,7 +37,8 @@ class ScoreClimbing(Objective):
 
     The chain of a datum starts at its first visit, with K + 1 fresh draws. A datum is visited once an epoch: chains are
     as old as there were epochs. In evaluation mode (`eval()`), as on validation data, the chains stand still and the
-    K draws alone are weighed, as by `Wake`.
+    K draws alone are weighed, as by `Wake`. A datum all of whose draws have p(x, z) = 0 is passed over, and its chain
+    stays.
 
     Args:
         model: whose latents the chains are of; only its `latents` are read.
@@ -56,6 +57,7 @@ class ScoreClimbing(Objective):
     """
 
     scores_given = True
+    apart = True
 
     def __init__(self, model: LatentModel | Mapping[str, LatentSpec], size: int, particles: int = 10) -> None:
         super().__init__(particles)
@@ -92,9 +94,9 @@ class ScoreClimbing(Objective):
 
 
 def shares(w: LogWeights) -> Tensor:
-    """w̃, the weights of all particles as shares of their sum, (K, N)."""
+    """w̃, the weights of all particles as shares of their sum, (K, N); 0 where none has any."""
     with torch.no_grad():
-        return usable(w.log_w).softmax(0)
+        return torch.where(weightless(w.log_w), 0.0, usable(w.log_w).softmax(0))
 
 
 @torch.no_grad()

@@ -78,6 +78,7 @@ class TransportScoreClimbing(Objective):
     """
 
     scores_given = True
+    apart = True
     log_step: Tensor
 
     def __init__(

@@ -15,7 +15,7 @@ from .base import Objective, Terms, objectives
 from .held import held
 from .iwae import bound_logs, log_mean_weights
 
-__all__ = ["Wake", "forward_loss", "usable"]
+__all__ = ["Wake", "forward_loss", "usable", "weightless"]
 
 
 @objectives.register("wake")
@@ -30,7 +30,8 @@ class Wake(Objective):
     and the guide's is -Σ w̃_k ∇ log q(z_k | x), an estimate of the gradient of KL(p(z | x) ‖ q) that is biased by O(1/K)
     at a finite K. Where a reverse KL lets q cover one mode, this one asks it to cover them all, as far as draws of q
     have met them. No gradient passes through a draw: sites need no reparameterization, and discrete ones no
-    enumeration. Enumerated sites are summed exactly.
+    enumeration. Enumerated sites are summed exactly. A datum all of whose draws have p(x, z) = 0 is passed over: its
+    loss is 0, and the bound that is logged -inf.
 
     Args:
         particles: K, per datum, 2 or more: a single weight is always 1.
@@ -45,6 +46,7 @@ class Wake(Objective):
     """
 
     scores_given = True
+    apart = True
 
     def __init__(self, particles: int = 10) -> None:
         super().__init__(particles)
@@ -60,6 +62,7 @@ class Wake(Objective):
             bound = log_mean_weights(w, log_w)
             # of a class there is one draw for each particle: its weight has no log q(c | x) in its denominator
             share = (log_w + w.log_q_enumerated - bound).exp() / w.particles  # (*C, K, N)
+            share = torch.where(weightless(w.log_w), 0.0, share)
         return Terms(forward_loss(share, w.log_joint, w.log_q), bound_logs(w, bound))
 
 
@@ -67,6 +70,12 @@ def usable(log_w: Tensor) -> Tensor:
     """Log-weights with -inf for those that are no numbers or +inf: such a draw has left the model's support or its
     precision, and is given no weight."""
     return torch.where(log_w < math.inf, log_w, -math.inf)
+
+
+def weightless(log_w: Tensor) -> Tensor:
+    """Whether no draw of a datum has any weight, (\\*C, K, N) -> (N,): all lie where p(x, z) = 0. Such a datum says
+    nothing of where to go, and is passed over. Weights that are no numbers stay what they are, for they are a fault."""
+    return (log_w == -math.inf).flatten(0, -2).all(0)
 
 
 def forward_loss(share: Tensor, log_joint: Tensor, log_q: Tensor) -> Tensor:

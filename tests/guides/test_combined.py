@@ -10,6 +10,7 @@ import torch
 from affine import Identity, numbers, set_gaussian
 from programs import GlobalWeight, TwoLayer
 from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -427,6 +428,35 @@ def test_what_combined_refuses() -> None:
 
     with pytest.raises(InputError, match=r"given=\('w',\): Deaf takes no values of other latents"):
         Combined(model, Deaf(), given=("w",))
+
+
+def test_an_encoder_that_takes_no_latents_is_named_with_what_hands_them_on() -> None:
+    model, batch = GlobalWeight(), Batch(x=torch.randn(4, 6).double())
+    match = (
+        r"the encoder is handed 'w', 6 numbers beside x, and was made for 0: encoder\(..., latents=6\); .*"
+        r"Combined\(..., given=...\)"
+    )
+    encoder = networks.encoder("mlp", (6,), (5,))
+    guide = Combined(model, guides.MeanField(datum_part(model), encoder), given=("w",)).double()
+    with pytest.raises(InputError, match=match):
+        ELBO(data_size=4).loss(model, guide, batch)
+    taking = networks.encoder("mlp", (6,), (5,), latents=6).double()
+    with pytest.raises(InputError, match="is handed no other latents, 0 numbers beside x, and was made for 6"):
+        taking(batch)
+
+
+def test_pyros_autoguides_are_no_parts() -> None:
+    model, _ = unknown_mean()
+    local = guides.MeanField(datum_part(model), networks.encoder("mlp", (2,), (5,)))
+    for auto in (AutoNormal(model), AutoNormal):
+        with pytest.raises(
+            InputError, match=r"shared.*AutoNormal, which is no Guide: Pyro's autoguides make their par"
+        ):
+            Combined(model, local, shared=auto)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"local is a AutoNormal, which is no Guide: .*; give a Guide$"):
+        Combined(model, AutoNormal(model))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="shared is a Linear, which is no Guide; give a Guide or a family of Shared"):
+        Combined(model, local, shared=torch.nn.Linear(1, 1))  # type: ignore[arg-type]
 
 
 def test_a_guide_that_runs_the_model_has_to_know_what_is_shared() -> None:

@@ -1,5 +1,7 @@
 """The amortized Gaussian guides, diagonal and full-rank."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -179,3 +181,41 @@ def test_training_finds_log_p_where_the_family_holds_the_posterior(name: str) ->
     gap = kl_divergence(dist.MultivariateNormal(q.mean, covariance), oracle.posterior(batch.x)).mean()
     wanted = oracle.mean_field_gap() if name == "mean-field" else 0.0
     assert abs(gap.item() - wanted) < 0.01
+
+
+def test_swapped_arguments_and_parts_that_are_none() -> None:
+    model, encoder = vae(), networks.encoder("mlp", SHAPE, (9,))
+    for family in (guides.MeanField, guides.Spline, guides.TopDown, guides.Mixture):
+        name = family.__name__
+        with pytest.raises(InputError, match=rf"model is a BodyEncoder, which declares no latents.*{name}\(model, ..."):
+            family(encoder, model)  # type: ignore[arg-type]
+        with pytest.raises(
+            InputError, match=rf"encoder is a VAE, which says nothing of its `features`.*{name}\(model, e"
+        ):
+            family(model, model)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", [guides.FullRank, guides.LowRank, guides.BottomUp, guides.Local])
+def test_a_site_that_does_not_fit_is_named(family: Any) -> None:
+    model = vae()
+    model.latents = {"grid": LatentSpec(torch.Size([2, 2]))}
+    options = {"family": "full-rank"} if family in (guides.BottomUp, guides.Local) else {}
+    part = 5 if family is guides.Local else networks.encoder("mlp", SHAPE, (9,))
+    with pytest.raises(
+        InputError, match=r"site 'grid' of VAE: a (full|low)-rank Gaussian is over vectors; .* \(2, 2\)"
+    ):
+        family(model, part, **options)
+
+
+@pytest.mark.parametrize("family", [guides.Householder, guides.Spline])
+def test_a_site_of_too_few_dimensions_is_named(family: Any) -> None:
+    with pytest.raises(InputError, match=rf"site 'z' of VAE: {family.__name__}.* a site of one dimension has no"):
+        family(vae(1), networks.encoder("mlp", SHAPE, (9,)))
+
+
+def test_a_guide_of_another_size_and_an_empty_batch_are_refused() -> None:
+    with pytest.raises(InputError, match=r"site 'z' has events of shape \(2,\) in the model, \(3,\) in the guide"):
+        ELBO().loss(vae(2), guide_for(vae(3)), binary_batch())
+    model = vae()
+    with pytest.raises(InputError, match=r"the batch has no data: .*; give one datum or more"):
+        ELBO().loss(model, guide_for(model), binary_batch(0))

@@ -4,12 +4,14 @@ import copy
 from typing import Literal
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from programs import SHAPE, GlobalWeight, SemiSupervised, TwoLayer, binary_batch, vae
 from pyro import poutine
 from test_mixture import OnSupports
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_vae import (
     ELBO,
@@ -17,6 +19,8 @@ from ppl_vae import (
     Batch,
     InputError,
     LatentModel,
+    LatentSpec,
+    Objective,
     guides,
     log_marginal,
     log_weights,
@@ -24,6 +28,7 @@ from ppl_vae import (
     pyro_pair,
     scale_latents,
 )
+from ppl_vae.objectives import ScoreClimbing, TransportScoreClimbing, Wake
 from ppl_vae.testing import LinearGaussian, check_compiled, check_guide
 from ppl_vae.weights import sample_sites, score_site
 
@@ -169,13 +174,98 @@ def test_no_steps_leave_the_amortized_guide(family: Family) -> None:
 def test_a_long_step_is_shortened_to_standard_deviations_of_q(family: Family) -> None:
     oracle = LinearGaussian(data=5, latent=2)
     guide = guides.SemiAmortized(
-        oracle, networks.encoder("mlp", (5,), (4,)), family, steps=1, lr=10.0, largest=0.5
+        oracle, networks.encoder("mlp", (5,), (4,)), family, steps=1, lr=1.0, largest=0.5
     ).double()
     constant(guide, torch.full((2,), 100.0).double(), 0.01 * torch.eye(2).double())
     mean, _ = moments(guide.distribution(Batch(x=oracle.simulate(6)))["z"])
     moved = (mean - 100.0).norm(dim=-1) / 0.01
     assert bool((moved <= 0.5 + 1e-9).all())
     assert bool((moved > 0.4).all())
+
+
+class TwoFar(LatentModel):
+    """Two latent vectors, of two and one numbers, and x around each of their numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents = {"a": LatentSpec(torch.Size([2])), "b": LatentSpec(torch.Size([1]))}
+
+    def forward(self, batch: Batch) -> Tensor:
+        zero = torch.zeros(3).double()
+        with pyro.plate("data", batch.size, dim=-1):
+            a = pyro.sample("a", dist.Normal(zero[:2], 1.0).to_event(1))
+            b = pyro.sample("b", dist.Normal(zero[:1], 1.0).to_event(1))
+            return pyro.sample("x", dist.Normal(torch.cat([a, b], -1), 0.1).to_event(1), obs=batch.x)
+
+
+def test_a_step_is_shortened_over_all_sites_together() -> None:
+    """So far from the posterior every gradient asks for more than `largest`: the step has that length, in standard
+    deviations of q, over the locations and log-scales of both sites."""
+    model, batch = TwoFar(), Batch(x=torch.full((4, 3), 50.0).double())
+    guide = guides.SemiAmortized(model, networks.encoder("mlp", (3,), (4,)), steps=1, lr=1.0, largest=0.5).double()
+    before, after = amortized(guide).distribution(batch), guide.distribution(batch)
+    squares = torch.zeros(4).double()
+    for site in ("a", "b"):
+        start, end = before[site].base_dist, after[site].base_dist
+        squares += ((end.loc - start.loc) / start.scale).square().sum(-1)
+        squares += (end.scale / start.scale).log().square().sum(-1)
+    torch.testing.assert_close(squares.sqrt(), torch.full((4,), 0.5).double())
+
+
+class LogGaussian(LatentModel):
+    """z ~ LogNormal(0, 1), x ~ N(log z, 0.5²): given x, log z is N(x / 1.25, 0.25 / 1.25)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents = {"z": LatentSpec(torch.Size([1]), constraints.positive)}
+
+    def forward(self, batch: Batch) -> Tensor:
+        zero = torch.zeros(1).double()
+        with pyro.plate("data", batch.size, dim=-1):
+            z = pyro.sample("z", dist.LogNormal(zero, 1.0).to_event(1))
+            return pyro.sample("x", dist.Normal(z.log(), 0.5).to_event(1), obs=batch.x)
+
+
+def test_steps_find_the_posterior_on_another_support() -> None:
+    """Exactly, in the coordinates in which it is Gaussian: its density there has the volume that the map takes."""
+    batch = Batch(x=torch.tensor([[-1.0], [0.3], [2.0]]).double())
+    guide = guides.SemiAmortized(LogGaussian(), networks.encoder("mlp", (1,), (4,)), steps=80).double()
+    free = guide.distribution(batch)["z"].base_dist
+    free = getattr(free, "base_dist", free)
+    torch.testing.assert_close(free.loc, batch.x / 1.25, rtol=0, atol=1e-6)
+    torch.testing.assert_close(free.scale, torch.full((3, 1), 0.2**0.5).double(), rtol=0, atol=1e-6)
+
+
+def test_another_model_than_it_runs_is_refused() -> None:
+    """Whoever asks, and also behind what a model has of a class, or of what all data share; a model inside of another
+    module is the same model."""
+    model, batch = vae(), binary_batch()
+    guide = guide_of(model)
+    for program, refined in ((vae(), guide), (model, copy.deepcopy(guide))):
+        with pytest.raises(InputError, match="SemiAmortized runs the model that it was built with, a VAE, and"):
+            ELBO().loss(program, refined, batch)
+        with pytest.raises(InputError, match=r"copy.deepcopy\(\(model, guide\)\)"):
+            log_marginal(program, refined, batch, 3)
+    ELBO().loss(*copy.deepcopy((model, guide)), batch)
+    ELBO().loss(poutine.mask(model, mask=True), guide, batch)
+    assert guide.runs is model
+    assert guide_of(guides.datum_part(model)).runs is model
+    around = torch.nn.ModuleDict({"guide": guide})
+    around.forward = guide.forward  # type: ignore[method-assign]
+    with pytest.raises(InputError, match="this is another one"):
+        ELBO().loss(vae(), around, batch)
+
+
+@pytest.mark.parametrize("make", [Wake, ScoreClimbing, TransportScoreClimbing])
+def test_differentiated_steps_are_refused_where_model_and_guide_learn_different_things(make: type[Objective]) -> None:
+    model, batch = vae(), binary_batch()._replace(rows=torch.arange(5))
+    objective = (Wake(2) if make is Wake else make(model, 5)).double()  # type: ignore[call-arg]
+    guide = guide_of(model, differentiate=True)
+    match = f"differentiate=True: SemiAmortized .* {make.__name__} trains model and guide on different things"
+    with pytest.raises(InputError, match=match):
+        objective.loss(model, guide, batch)
+    objective.loss(model, guide_of(model), batch)
+    objective.loss(model, guide_of(model, steps=0, differentiate=True), batch)
 
 
 def test_q_is_a_function_of_x_whatever_the_seed_and_the_plates_around() -> None:
@@ -197,17 +287,16 @@ def test_q_is_a_function_of_x_whatever_the_seed_and_the_plates_around() -> None:
         torch.testing.assert_close(part[k], alone[k][[3, 1]])
 
 
-@pytest.mark.parametrize(("particles", "numbers"), [(2, 5), (3, 3), (16, 8), (4, 1)])
+@pytest.mark.parametrize(("particles", "numbers"), [(2, 5), (6, 3), (16, 8), (4, 1)])
 def test_points_are_mirrored_signs_that_cover_a_gaussians_covariance(particles: int, numbers: int) -> None:
     steps = 8
     signs = guide_of(vae(numbers), steps=steps, particles=particles).signs
     assert tuple(signs.shape) == (steps, particles, numbers)
     assert signs.unique().tolist() == [-1.0, 1.0]
-    if particles % 2 == 0:
-        assert not signs.mean(1).any()
-        # 8 steps of pairs, and so a multiple of the 8 or fewer that a whole set has
-        covariance = signs.mT @ signs
-        torch.testing.assert_close(covariance.mean(0) / particles, torch.eye(numbers).double())
+    assert not signs.mean(1).any()
+    # 8 steps of pairs, and so a multiple of the 8 or fewer that a whole set has
+    covariance = signs.mT @ signs
+    torch.testing.assert_close(covariance.mean(0) / particles, torch.eye(numbers).double())
     if numbers > 1:
         assert not torch.equal(signs[0], signs[1])
 
@@ -324,7 +413,17 @@ def test_what_it_is_not_for_is_refused() -> None:
     for option, value in (("steps", -1), ("steps", 1.0), ("particles", 0), ("particles", True)):
         with pytest.raises(InputError, match=f"{option}={value!r} must be a whole number"):
             guide_of(vae(), **{option: value})
-    for option, number in (("lr", 0.0), ("lr", float("nan")), ("largest", -1.0), ("lr", "0.1")):
+    for odd in (1, 3):
+        with pytest.raises(InputError, match=f"particles={odd} must be an even number: points come in pairs"):
+            guide_of(vae(), particles=odd)
+    for option, number in (
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("lr", 1.01),
+        ("lr", True),
+        ("largest", -1.0),
+        ("lr", "0.1"),
+    ):
         with pytest.raises(InputError, match=f"{option}={number!r} must be a number above 0"):
             guide_of(vae(), **{option: number})
     with pytest.raises(InputError, match="family='low-rank' is not known"):

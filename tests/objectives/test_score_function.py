@@ -134,6 +134,29 @@ def test_the_importance_weighted_bounds_gradient_is_unbiased(particles: int, bas
     compare(expected_gradient(objective, model, guide, batch, weights), wanted)
 
 
+@pytest.mark.parametrize("bound", ["elbo", "iwae"])
+@pytest.mark.parametrize("particles", [1, 2])
+def test_the_moving_average_is_of_the_past_alone(particles: int, bound: str) -> None:
+    """Of batches of one datum, each from the same history: if a batch's own draws were in its baseline, the expected
+    gradient would be another. (Where all combinations are one batch, its mean is the same for all.)"""
+    _, guide, batch, weights, wanted = enumerated(particles, x=0.8)
+    model, together = Discrete(), guide.given[0]
+    assert together is not None
+    total: dict[str, Tensor] = {}
+    for k, weight in enumerate(weights):
+        guide.given = [together[:, k : k + 1]]
+        objective = ScoreFunction(particles, "moving-average", bound)  # type: ignore[arg-type]
+        objective.total.fill_(-3.0)
+        objective.weight.fill_(1.5)
+        gradients = expected_gradient(objective, model, guide, batch.take(slice(k, k + 1)), weight.reshape(1))
+        assert float(objective.weight) != 1.5, "the history goes on"
+        total = {name: total.get(name, 0.0) + g for name, g in gradients.items()}
+    if bound == "iwae":
+        guide.given = [together]
+        wanted = expected_gradient(ScoreFunction(particles, "none", "iwae"), model, guide, batch, weights)
+    compare(total, wanted)
+
+
 class Both(LatentModel):
     """y -> z -> x: a class, and a number whose mean is the class's."""
 

@@ -142,14 +142,7 @@ def test_each_datum_has_a_step_size_of_its_own() -> None:
     assert float(ratio) == pytest.approx(4.0, rel=0.1)
 
 
-def shaken(guide: Guide, by: float = 0.3) -> Guide:
-    with torch.no_grad():
-        for parameter in guide.parameters():
-            parameter.add_(by * torch.randn_like(parameter))
-    return guide
-
-
-def moved(model: LatentModel, guide: Guide, batch: Batch, z: Tensor) -> Tensor:
+def moved(model: LatentModel, guide: Guide, batch: Batch, z: Tensor, least: float = 0.5) -> Tensor:
     """Where chains at z (N, \\*event) are after three visits."""
     objective = TransportScoreClimbing(model, batch.size, steps=3).double()
     objective.chains.write(batch.rows, {"z": z.unsqueeze(0)})
@@ -157,22 +150,24 @@ def moved(model: LatentModel, guide: Guide, batch: Batch, z: Tensor) -> Tensor:
         for _ in range(3):
             objective.terms(model, guide, batch)
     after = objective.chains.at_z[:, 0]
-    assert float((after != z).double().mean()) > 0.5
+    assert float((after != z).double().mean()) > least
     return after
 
 
-@pytest.mark.parametrize("name", ["planar", "spline"])
-def test_the_chain_keeps_the_posterior_under_a_bent_map(name: str) -> None:
-    """Whose log-determinant differs from place to place, unlike that of a Gaussian. 4000 chains at exact draws are
-    exact draws after three visits. False alarms: 1e-4."""
+def test_the_chain_keeps_the_posterior_under_a_bent_map() -> None:
+    """Planar transforms, whose log-determinant differs from place to place, unlike that of a Gaussian. 4000 chains at
+    exact draws are exact draws after three visits. False alarms: 1e-4; without the log-determinant 1e-15 is found."""
     model, batch = oracle(4000)
     torch.manual_seed(0)
-    guide = shaken(guides.guides.get(name)(model, networks.encoder("mlp", (2,), (4,))), 0.5).double()
+    guide = guides.Planar(model, networks.encoder("mlp", (2,), (4,))).double()
     with torch.no_grad():
+        for parameter in guide.heads["z"].layers.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
         linear = guide.heads["z"].linear.linear
         linear.weight.zero_()
-        linear.bias.copy_(torch.cat([model.posterior_mean(batch.x[:1])[0], torch.zeros(2)]))
-    after = moved(model, guide, batch, model.posterior(batch.x).sample())
+        width = torch.linalg.inv(model.precision).diagonal().sqrt()
+        linear.bias.copy_(torch.cat([model.posterior_mean(batch.x[:1])[0], width.log()]))
+    after = moved(model, guide, batch, model.posterior(batch.x).sample(), least=0.4)
     assert chance(model, batch, after) > 1e-4
 
 

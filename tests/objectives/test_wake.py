@@ -2,6 +2,8 @@
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from forward import Classes, classes, exact_gradients, gradients, optimum, oracle
@@ -10,10 +12,10 @@ from pyro import poutine
 from pyro.distributions.transforms import conditional_planar
 from pyro.infer import ReweightedWakeSleep
 from pyro.poutine import Trace
-from torch import Tensor
+from torch import Tensor, nn
 
-from ppl_vae import ELBO, IWAE, Batch, guides, networks
-from ppl_vae.objectives import Wake
+from ppl_vae import ELBO, IWAE, Batch, Guide, LatentModel, LatentSpec, guides, networks
+from ppl_vae.objectives import ScoreClimbing, Wake
 from ppl_vae.objectives.wake import forward_loss
 from ppl_vae.testing import check_objective
 from ppl_vae.weights import log_weights, particle_plate, sample_sites, score_site
@@ -176,3 +178,60 @@ def test_a_batch_need_not_have_rows() -> None:
     assert isinstance(model, Classes)
     x: Tensor | None = batch.x
     assert math.isfinite(Wake(2).loss(model, guide, Batch(x=x)))
+
+
+class Box(LatentModel):
+    """z ~ N(mean, 1), x uniform within 0.1 of z: most draws of z have p(x, z) = 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents = {"z": LatentSpec(torch.Size([1]))}
+        self.mean = nn.Parameter(torch.zeros(1).double())
+
+    def forward(self, batch: Batch) -> Tensor:
+        with pyro.plate("data", batch.size, dim=-1):
+            z = pyro.sample("z", dist.Normal(self.mean, 1.0).to_event(1))
+            near = dist.Uniform(z - 0.1, z + 0.1, validate_args=False).to_event(1)
+            return pyro.sample("x", near, obs=batch.x)
+
+
+class BoxGuide(Guide):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.scale = (nn.Parameter(torch.full((1,), v).double()) for v in (0.1, 0.02))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        with pyro.plate("data", batch.size, dim=-1):
+            return {"z": pyro.sample("z", dist.Normal(self.mean, self.scale).expand([batch.size, 1]).to_event(1))}
+
+
+@pytest.mark.parametrize("name", ["wake", "score-climbing", "validation"])
+def test_a_datum_without_a_draw_of_any_weight_is_passed_over(name: str) -> None:
+    """Loss and gradients are those of the batch without it: draws of each datum are the same with it and without."""
+    model, guide = Box(), BoxGuide()
+    batch = Batch(x=torch.tensor([[0.1], [3.0]]).double(), rows=torch.arange(2))
+    found = []
+    for x in (batch.x, batch.x[:1].expand(2, 1)):
+        objective = Wake(3) if name == "wake" else ScoreClimbing(model, 2, 3).double().train(name == "score-climbing")
+        objective.check(model, guide, batch)
+        torch.manual_seed(0)
+        terms = objective.terms(model, guide, batch._replace(x=x))
+        loss = terms.loss[0]
+        whole = terms.loss.sum() if x is batch.x else loss
+        found.append((loss, *torch.autograd.grad(whole, [*model.parameters(), *guide.parameters()])))
+        if x is batch.x:
+            assert float(terms.loss[1].detach()) == 0.0
+            assert float(terms.logs["bound"][1]) == -math.inf
+    assert_equal(list(found[0]), list(found[1]))
+    assert bool(torch.stack([t.squeeze() for t in found[0]]).isfinite().all())
+
+
+def test_weights_that_are_no_numbers_are_no_absence_of_weight() -> None:
+    """A model with a NaN in it has a loss of NaN, which training names."""
+    model, guide = Box(), BoxGuide()
+    batch = Batch(x=torch.tensor([[0.1], [3.0]]).double())
+    objective = Wake(3)
+    objective.loss(model, guide, batch)
+    with torch.no_grad():
+        model.mean.fill_(math.nan)
+    assert bool(objective.terms(model, guide, batch).loss[0].isnan())
