@@ -73,7 +73,7 @@ def test_log_p_of_a_linear_gaussian_model_is_reached(make: Make, below: float | 
     x = model.simulate(64)
     guide = trained(make, model, Features(3, model.posterior_mean), x, steps=1500, particles=4)
     gap, error = divergence(model, guide, x, model.log_marginal(x), 2000)
-    assert gap - 4 * error < (model.mean_field_gap() if below is None else below)
+    assert gap + 4 * error < (model.mean_field_gap() if below is None else below)
     assert gap + 4 * error > 0.0
 
 
@@ -116,24 +116,36 @@ class Split(Bent):
         return torch.stack([z[..., 0].square(), z[..., 1] + z[..., 0]], dim=-1)
 
 
-@pytest.mark.parametrize("make", [guides.Planar, guides.Spline])
+@pytest.mark.parametrize(
+    ("make", "particles", "below", "within"),
+    [
+        pytest.param(guides.Planar, 32, 0.1, 0.05, id="planar"),
+        pytest.param(guides.Spline, 32, 0.1, 0.05, id="spline"),
+        # of diagonal Gaussians, as many draws in all; what of a parabola's ends they miss is a matter of their number
+        pytest.param(partial(guides.Mixture, components=8), 4, 0.25, 0.1, id="mixture"),
+    ],
+)
 @pytest.mark.parametrize("target", [Bent, Split])
-def test_flows_beat_full_rank_beats_mean_field(target: type[Bent], make: Make) -> None:
+def test_flows_and_mixtures_beat_full_rank_beats_mean_field(
+    target: type[Bent], make: Make, particles: int, below: float, within: float
+) -> None:
     """KL(q ‖ p(z | x)), with log p(x) by quadrature, each 4 standard errors below the next, with 4 more of its own. And
-    importance sampling from the flow finds log p(x) to 0.05 nats."""
+    importance sampling from the first finds log p(x)."""
     model = target()
     x = torch.tensor([model.x], dtype=torch.float64)
     log_marginal = model.log_marginal()
     found = {}
     for each in (make, guides.FullRank, guides.MeanField):
-        guide = trained(each, model, Features(len(model.x)), x, steps=1500, particles=32)
+        guide = trained(each, model, Features(len(model.x)), x, 1500, particles if each is make else 32)
+        if isinstance(guide, guides.Mixture):
+            guide.estimator = "reparameterized"  # one draw of the mixture a particle, of the same q
         found[each] = divergence(model, guide, x, log_marginal, 20_000)
         if each is make:
             with torch.no_grad():
                 log_w = log_weights(model, guide, Batch(x=x), particles=20_000).log_w[:, 0]
             estimate = log_w.logsumexp(0) - math.log(len(log_w))
-            assert abs(estimate - log_marginal) < 0.05
+            assert abs(estimate - log_marginal) < within
     flow, full, plain = found.values()
     assert flow[0] + 4 * flow[1] < full[0] - 4 * full[1]
     assert full[0] + 4 * full[1] < plain[0] - 4 * plain[1]
-    assert flow[0] < 0.1
+    assert flow[0] + 4 * flow[1] < below
