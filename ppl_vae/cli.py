@@ -358,6 +358,24 @@ def _refuse_other(saved: Recipe, now: Recipe) -> None:
                 )
 
 
+def _judged(
+    model: nn.Module, guide: nn.Module, part: DataSet, particles: int, seed: int, tell: Callable[[int, int], None]
+) -> Any:
+    """What can be said of a pair: of a guide that is a point there is no bound on log p(x)."""
+    from .evaluate import at_points, evaluate
+
+    if not getattr(guide, "density", True):
+        return at_points(model, guide, part)
+    return evaluate(model, guide, part, particles, seed=seed, progress=tell)
+
+
+def _table(numbers: Any, heading: str, about: Any) -> Any:
+    from .evaluate import Evaluation
+    from .report import evaluation_table, points_table
+
+    return (evaluation_table if isinstance(numbers, Evaluation) else points_table)(numbers, heading, about)
+
+
 def _open(run: Path, device: str) -> Run:
     from .fit import resolve_device
     from .runs import open_run
@@ -538,11 +556,9 @@ def train(
     Ctrl-C stops with a checkpoint, from which --resume goes on.
     """
     from .display import display, make_console
-    from .evaluate import Evaluation, at_points
-    from .evaluate import evaluate as judge
     from .folder import check_folder
     from .recipe import as_in_run, prepare
-    from .report import About, evaluation_table, points_table
+    from .report import About
 
     _particles("eval_particles", eval_particles)
     asked = _settings(ctx)
@@ -573,20 +589,12 @@ def train(
             )
         posterior = ready.held_out(test, lambda epochs: shows.for_fit("fit to test data", epochs))
         tell = shows.count("evaluate", len(test))
-        numbers = (
-            judge(fitted.model, posterior, test, eval_particles, seed=ready.recipe.seed, progress=tell)
-            if getattr(posterior, "density", True)
-            else at_points(fitted.model, posterior, test)
-        )
+        numbers = _judged(fitted.model, posterior, test, eval_particles, ready.recipe.seed, tell)
     best = "" if fitted.best_epoch is None else f", the weights of epoch {fitted.best_epoch}"
     console = make_console()
     heading = f"{title}, {fitted.epochs} epochs in {fitted.seconds:.1f} s{best}"
     about = About.of(fitted.model, fitted.objective)
-    console.print(
-        evaluation_table(numbers, heading, about)
-        if isinstance(numbers, Evaluation)
-        else points_table(numbers, heading, about)
-    )
+    console.print(_table(numbers, heading, about))
     console.print(f"The run is in {folder}", soft_wrap=True)
 
 
@@ -603,9 +611,7 @@ def evaluate(
 ) -> None:
     """log p(x), ELBO, KL, effective sample size and active units of a trained run."""
     from .display import display, make_console
-    from .evaluate import Evaluation, at_points
-    from .evaluate import evaluate as judge
-    from .report import About, evaluation_table, points_table, refuse_existing, write_results
+    from .report import About, refuse_existing, write_results
 
     _particles("particles", particles)
     if out is not None:
@@ -615,17 +621,8 @@ def evaluate(
     with display(True) as shows:
         guide = _guide_for(opened, part, split, shows)
         tell = shows.count("evaluate", len(part))
-        numbers = (
-            judge(opened.model, guide, part, particles, seed=seed, progress=tell)
-            if getattr(guide, "density", True)
-            else at_points(opened.model, guide, part)
-        )
-    about = About.of(opened.model, opened.objective)
-    make_console().print(
-        evaluation_table(numbers, str(run), about)
-        if isinstance(numbers, Evaluation)
-        else points_table(numbers, str(run), about)
-    )
+        numbers = _judged(opened.model, guide, part, particles, seed, tell)
+    make_console().print(_table(numbers, str(run), About.of(opened.model, opened.objective)))
     if out is not None:
         write_results(out, {"run": str(run.resolve()), "seed": seed, **numbers.to_json()}, overwrite)
 
@@ -649,10 +646,9 @@ def prior(
 ) -> None:
     """Fit another prior to the codes of a trained run, and write a run with it: decoder and guide stay as they are."""
     from .display import display, make_console
-    from .evaluate import evaluate as judge
     from .folder import check_folder
     from .prior_fit import fit_prior
-    from .report import About, evaluation_table
+    from .report import About
     from .runs import save_with_prior
 
     _particles("eval_particles", eval_particles)
@@ -666,9 +662,9 @@ def prior(
         save_with_prior(opened, model, prior, folder, overwrite)
         posterior = _guide_for(opened, test, "test", shows)
         tell = shows.count("evaluate", len(test))
-        numbers = judge(model, posterior, test, eval_particles, seed=seed, progress=tell)
+        numbers = _judged(model, posterior, test, eval_particles, seed, tell)
     console = make_console()
-    console.print(evaluation_table(numbers, f"{run} with prior {prior}", About.of(model, opened.objective)))
+    console.print(_table(numbers, f"{run} with prior {prior}", About.of(model, opened.objective)))
     console.print(f"The run is in {folder}", soft_wrap=True)
 
 

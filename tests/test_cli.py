@@ -179,6 +179,14 @@ def test_list_has_the_options_where_they_are_asked_for() -> None:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+def test_another_prior_behind_an_autoencoder(folder: Path) -> None:
+    good("train", *TINY, "--guide", "delta", "--beta", "0", "--out", "points")
+    done = good("prior", "points", "--prior", "mixture:components=2", "--epochs", "2", "--out", "mixed")
+    assert "The run is in mixed" in done.out
+    assert "log p(x | m(x))" in done.out
+    assert open_run(folder / "mixed").pair.guide == "delta"
+
+
 def test_a_few_labels_are_trained_with_and_the_error_is_told(folder: Path) -> None:
     done = good("train", *TINY, "--model", "m2", "--labels", "50", "--out", "m2")
     text = " ".join(done.out.split())

@@ -381,6 +381,29 @@ def test_enumerated_classes_are_summed(chunk: int | None) -> None:
     torch.testing.assert_close(bound.log_likelihood - bound.kl, bound.elbo, rtol=0, atol=1e-12)
 
 
+def test_a_likelihood_that_no_class_enters_is_no_sum_over_data() -> None:
+    """c → z → x with z drawn whatever c is: log p(x | z) has no dimension of classes, as its weights q(c | x) have."""
+
+    class Independent(ClassGuide):
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            assert batch.x is not None
+            probs = torch.tensor([0.6, 0.1, 0.3], dtype=torch.float64)
+            with pyro.plate("data", batch.size, dim=-1):
+                c = pyro.sample("c", dist.Categorical(probs), infer={"enumerate": "parallel"})
+                z = pyro.sample("z", dist.Normal(batch.x / 2, math.sqrt(0.5)))
+            return {"c": c, "z": z}
+
+    model = ClassModel()
+    x = torch.linspace(-6, 6, 9, dtype=torch.float64)
+    bound = elbo(model, Independent(model), x, particles=4000, seed=0)
+    # E[log N(x; z, 1)] with z ~ N(x/2, 1/2)
+    wanted = -0.5 * (x.square() / 4 + 0.5) - 0.5 * math.log(2 * math.pi)
+    assert ((bound.log_likelihood - wanted).abs() < 4.5 * bound.log_likelihood_se).all()  # 6e-5 of the time
+    assert bound.log_likelihood_se.max() < 0.1
+    assert (bound.kl > 0).all()
+    torch.testing.assert_close(bound.log_likelihood - bound.kl, bound.elbo, rtol=0, atol=1e-12)
+
+
 def test_codes_by_draws_leave_classes_out() -> None:
     model = ClassModel()
     x = torch.linspace(-6, 6, 9, dtype=torch.float64)

@@ -305,7 +305,9 @@ def _expected(w: LogWeights, value: Tensor) -> Tensor:
     if not w.enumerated:
         return value
     q = w.log_q_enumerated.exp()
-    return torch.where(q > 0, q * value, 0.0).sum(tuple(range(value.dim() - 2)))
+    # only the product has the classes' dimensions for certain: x may depend on no class but through z
+    weighted = torch.where(q > 0, q * value, 0.0)
+    return weighted.sum(tuple(range(weighted.dim() - 2))) if weighted.dim() > 2 else weighted
 
 
 def _scan(

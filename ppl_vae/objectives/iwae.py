@@ -55,7 +55,8 @@ def sum_enumerated(w: LogWeights, log_w: Tensor) -> Tensor:
     """
     if not w.enumerated:
         return log_w
-    return (log_w + w.log_q_enumerated).logsumexp(tuple(range(log_w.dim() - 2)))
+    joint = log_w + w.log_q_enumerated
+    return joint.logsumexp(tuple(range(joint.dim() - 2)))
 
 
 def log_mean_weights(w: LogWeights, log_w: Tensor) -> Tensor:
