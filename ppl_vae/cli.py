@@ -851,8 +851,6 @@ def inpaint(
     if image is None:
         part = _part(opened, split, data_dir).unmasked()
         part = part.take(of_each_class(part, count or 8)).fixed()
-        if getattr(opened.model, "takes_labels", False):
-            part = part.hide_labels()
         batch, of = part.batch(), part.description
         assert batch.x is not None
     else:

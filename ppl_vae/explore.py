@@ -32,6 +32,7 @@ from .evaluate.latent_space import (
     vector_sites,
 )
 from .evaluate.latents import count_active, encode, latent_sites
+from .labels import hide_labels
 from .networks import Condition
 from .plots import save, subscript
 from .priors import StandardNormal
@@ -196,7 +197,7 @@ class _Here:
     def __init__(self, model: LatentModel, guide: Program, test: DataSet, name: str, seed: int) -> None:
         self.model, self.test, self.name, self.seed = model, test, name, seed
         self.spec = DataSpec.of(test)
-        self.source = Source(test, model, guide)
+        self.source = Source(hide_labels(model, test), model, guide)
         given = getattr(model, "condition", None)
         self.condition = given if isinstance(given, Condition) and given.width else None
         self.anchor = 0

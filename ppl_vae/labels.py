@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,14 +10,45 @@ from torch.distributions.constraints import integer_interval
 
 from .batch import Batch
 from .core import LatentModel
+from .data import DataSet
 from .errors import InputError
 from .networks import Condition
 
-__all__ = ["SURE", "check_classes", "class_count", "class_site", "count_of", "known", "sure"]
+__all__ = [
+    "SURE",
+    "check_classes",
+    "class_count",
+    "class_site",
+    "count_of",
+    "hide_labels",
+    "known",
+    "sure",
+    "unlabelled",
+]
 
 SURE = 1e9
 """Nats between the class that a label names and any other: above every log-likelihood's range, and finite, since
 0 · ∞ in a sum over classes would be NaN."""
+
+
+_Data = TypeVar("_Data")
+
+
+def hide_labels(model: Any, data: _Data) -> _Data:
+    """Data as a pair is to see them where what it says of x is looked at: a model that takes labels
+    (`takes_labels`) gets none of a data set or a batch; for any other model y is a condition, and stays."""
+    return unlabelled(data) if getattr(model, "takes_labels", False) else data
+
+
+def unlabelled(data: _Data) -> _Data:
+    """The data with their labels hidden; what is neither a data set nor a batch has none."""
+    hidden: Any = data
+    if isinstance(hidden, DataSet):
+        hidden = hidden.hide_labels()
+    elif isinstance(hidden, Batch):
+        hidden = hidden._replace(y=None)
+    same: _Data = hidden
+    return same
 
 
 def sure(one_hot: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from .data import DataSet
 from .errors import InputError
 from .fit import fit
 from .isolation import device_of, restored
+from .labels import hide_labels
 from .loader import Data
 from .objectives import ELBO, Objective
 
@@ -64,8 +65,7 @@ def renewed(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         fresh = guide.renew(len(data))  # type: ignore[operator]
-    if getattr(model, "takes_labels", False) and isinstance(data, DataSet):
-        data = data.hide_labels()
+    data = hide_labels(model, data)
     if not isinstance(fresh, nn.Module):
         raise InputError(f"{type(guide).__name__}.renew made a {type(fresh).__name__}; it must make a guide")
     device = device_of(model) or torch.device("cpu")

@@ -9,7 +9,8 @@ import torch
 from ppl_vae import DataSet, evaluate, models
 from ppl_vae.data import DataSplits, load
 from ppl_vae.errors import InputError
-from ppl_vae.evaluate import classify, codes, log_marginal
+from ppl_vae.evaluate import classify, codes, encode, impute, log_marginal, log_missing, reconstruct
+from ppl_vae.explore import _draws, _Here
 from ppl_vae.guides import Classified, FullRank, Local
 from ppl_vae.objectives import IWAE, SemiSupervised
 from ppl_vae.recipe import Given, Ingredients, Recipe, prepare
@@ -70,6 +71,47 @@ def test_labels_are_hidden_from_every_number() -> None:
     # and asked for by themselves, labels are conditions: log p(x, y) lies below log p(x)
     joint = log_marginal(ready.model, ready.guide, test, 5, seed=0)
     assert bool((joint.log_px < found[0].log_marginal.log_px).all())
+
+
+@pytest.mark.parametrize("model", ["m2", "semi-supervised-vae"])
+def test_labels_are_hidden_wherever_x_is_looked_at(model: str) -> None:
+    """Codes, reconstructions and imputations are the same of right labels, of wrong ones and of none."""
+    ready = made(model=model)
+    pair = ready.model, ready.guide
+    test = ready.data.test.take(range(6))
+    hole = torch.arange(64).view(1, 8, 8).expand(6, -1, -1, -1) < 32
+
+    def found(y: torch.Tensor) -> list[torch.Tensor]:
+        data = dataclasses.replace(test, y=y)
+        masked = data.batch()._replace(visible=hole)
+        made_up = impute(*pair, masked, 2, 8, seed=0)
+        return [
+            *(encode(*pair, each, 5, seed=0).means["z"] for each in (data, data.batch())),
+            codes(*pair, data).x,
+            *(reconstruct(*pair, each, 3, seed=0) for each in (data, data.batch())),
+            made_up.draws,
+            made_up.mean,
+            impute(*pair, masked, 2, 8, weighted=False, seed=0).mean,
+            log_missing(*pair, masked, 4, seed=0).log_p,
+        ]
+
+    right = found(test.y)
+    for y in ((test.y + 1) % 10, torch.full_like(test.y, -1)):
+        for k, (one, other) in enumerate(zip(found(y), right, strict=True)):
+            assert torch.equal(one, other), k
+    assert torch.equal(codes(*pair, test).y, test.y)
+
+
+def test_labels_are_hidden_from_what_is_explored() -> None:
+    ready = made()
+    test = ready.data.test.take(range(6))
+    wrong = dataclasses.replace(test, y=(test.y + 1) % 10)
+    right, other = (_Here(ready.model, ready.guide, data, "", 0) for data in (test, wrong))
+    drawn = [_draws(ready.guide, here.source, ["z"], 0)["z"] for here in (right, other)]
+    assert torch.equal(*drawn)
+    assert torch.equal(right.held["y"], other.held["y"])
+    assert torch.equal(right.decoded("z", drawn[0][0], 3), other.decoded("z", drawn[0][0], 3))
+    assert torch.equal(right.test.y, test.y)
 
 
 def test_the_error_is_in_the_table() -> None:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
-from ..data import DataSet
 from ..errors import InputError
+from ..labels import unlabelled
 from ..weights import Program
 from .chunked import Data, Source, chunk_for, device_of, evaluation, spans
 from .estimates import Estimate
 
-__all__ = ["Classification", "classify", "classify_of", "unlabelled"]
+__all__ = ["Classification", "classify", "classify_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +85,3 @@ def classify_of(guide: Any, source: Source, data: Data, chunk: int | None) -> Cl
     return Classification(
         torch.cat(parts), torch.full((source.size,), -1) if y is None else y.cpu(), source.description
     )
-
-
-def unlabelled(data: Data) -> Data:
-    """The data with their labels hidden."""
-    if isinstance(data, DataSet):
-        return data.hide_labels()
-    return data._replace(y=None) if isinstance(data, Batch) else data

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..batch import Batch
 from ..core import Guide
 from ..errors import InputError
-from ..labels import check_classes
+from ..labels import check_classes, hide_labels
 from ..objectives.base import check_particles
 from ..weights import Program, particle_plate
 from .chunked import Data, Source, chunk_for, device_of, evaluation, spans
@@ -115,6 +115,8 @@ def reconstruct(
 ) -> Tensor:
     """E[x | z] at the posterior mean of z, or averaged over draws of z.
 
+    Of a model with a latent class, as `models.M2`, labels are hidden from the pair, as by `evaluate`.
+
     Args:
         model, guide, data, chunk, seed: as in `log_marginal`.
         draws: number of draws of z from the guide; None: the posterior mean, where the guide gives it in closed form
@@ -127,7 +129,7 @@ def reconstruct(
         InputError: p(x | z) has no mean.
     """
     with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
-        source = Source(data, model, guide)
+        source = Source(hide_labels(model, data), model, guide)
         source.check(model, guide)
         at_mean = draws is None and _has_means(guide, source.batch(0, 1))
         count = 1 if at_mean else check_particles(100 if draws is None else draws)

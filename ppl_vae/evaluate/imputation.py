@@ -12,6 +12,7 @@ from torch import Tensor
 from ..batch import Batch
 from ..data import DataSet
 from ..errors import InputError, check_count
+from ..labels import hide_labels
 from ..masks import check_masks, known
 from ..objectives.base import check_particles
 from ..weights import Program, log_weights, particle_plate
@@ -96,6 +97,7 @@ def impute(
     K particles are drawn from the guide, which sees what is visible; an imputation takes one of them with probability
     w̃_k, and then x from p(x | z_k): sampling importance resampling, whose draws tend to p(x_mis | x_vis) as K grows,
     however good the guide is. Particles are looked at as they come: memory does not grow with K.
+    Of a model with a latent class, as `models.M2`, labels are hidden from the pair, as by `evaluate`.
 
     Args:
         model, guide, chunk, seed: as in `log_marginal`; the model has x at a site named "x".
@@ -116,7 +118,7 @@ def impute(
     check_count("draws", draws)
     check_particles(particles)
     with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
-        source = Source(data, model, guide)
+        source = Source(hide_labels(model, data), model, guide)
         _refuse_unmasked(source.batch(0, 1))
         if weighted:
             source.check(model, guide, density=True)
@@ -167,6 +169,7 @@ def log_missing(
 
     Each term is `log_marginal`'s, with a proposal of its own: q(z | x) for the whole, q(z | x_vis) for what is visible.
     Their errors are independent. Of values that are not observed at all nothing is asked.
+    Of a model with a latent class, as `models.M2`, labels are hidden from the pair, as by `evaluate`.
 
     Args:
         model, guide, particles, chunk: as in `log_marginal`.
@@ -181,6 +184,7 @@ def log_missing(
     """
     if isinstance(data, Tensor):
         data = Batch(x=data)
+    data = hide_labels(model, data)
     batch = data.fixed().batch() if isinstance(data, DataSet) else data
     _refuse_unmasked(batch)
     check_masks(batch, "data")

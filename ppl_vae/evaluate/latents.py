@@ -17,6 +17,7 @@ from ..batch import Batch
 from ..data import DataSet
 from ..errors import InputError
 from ..isolation import untouched
+from ..labels import hide_labels
 from ..objectives.base import check_particles
 from ..weights import Program, is_per_datum, log_weights, particle_plate
 from .chunked import Data, Source, chunk_for, device_of, evaluation, spans
@@ -116,12 +117,14 @@ def encode(
 ) -> Encoding:
     """Posterior means and standard deviations of every latent site of each datum, of continuous values.
 
+    Of a model with a latent class, as `models.M2`, labels are hidden from the pair, as by `evaluate`.
+
     Args:
         model, guide, data, chunk, seed: as in `log_marginal`.
         draws: of z, to estimate them with where the guide does not give them in closed form (`Guide.distribution`).
     """
     with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
-        return encoding_of(model, guide, Source(data, model, guide), draws, chunk)
+        return encoding_of(model, guide, Source(hide_labels(model, data), model, guide), draws, chunk)
 
 
 def codes(model: Program, guide: Program, data: DataSet, *, seed: int = 0) -> DataSet:
@@ -188,7 +191,7 @@ def kl_by_dimension(model: Program, guide: Program, data: Data, chunk: int | Non
             other latents; a guide without `distribution`.
     """
     with evaluation(model, guide, seed=0, device=device_of(model, guide)):
-        return kl_by_dimension_of(model, guide, Source(data, model, guide), chunk)
+        return kl_by_dimension_of(model, guide, Source(hide_labels(model, data), model, guide), chunk)
 
 
 def moments(guide: Program, batch: Batch) -> dict[str, tuple[Tensor, Tensor]] | None:

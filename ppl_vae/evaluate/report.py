@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..data import DataSet
 from ..errors import InputError
+from ..labels import hide_labels
 from ..likelihoods import Likelihood
 from ..psis import RELIABLE
 from ..weights import Program
 from .chunked import Data, Source, device_of, evaluation
-from .classes import Classification, classify_of, unlabelled
+from .classes import Classification, classify_of
 from .estimates import Estimate
 from .importance import Bound, LogMarginal, Progress, marginal_and_bound
 from .latents import ActiveUnits, KLByDimension, count_active, encoding_of, kl_by_dimension_of
@@ -126,8 +127,7 @@ def evaluate(
     """
     began = time.perf_counter()
     with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
-        takes_labels = getattr(model, "takes_labels", False)
-        source = Source(unlabelled(data) if takes_labels else data, model, guide)
+        source = Source(hide_labels(model, data), model, guide)
         marginal, bound = marginal_and_bound(model, guide, source, particles, chunk, progress, compile)
         units = count_active(encoding_of(model, guide, source, draws, chunk), threshold=0.01)
         try:

@@ -180,6 +180,17 @@ def test_a_label_gives_the_classifier_no_gradient_from_the_bound() -> None:
         assert (gradient == 0.0) == name.startswith(("classifier", "logits")), name
 
 
+def test_the_classifier_never_sees_a_label() -> None:
+    """An encoder that takes classes as conditions is left without them."""
+    model, guide, batch = make()
+    encoder = networks.encoder("mlp", SHAPE, (6,), condition=networks.Condition(classes=CLASSES))
+    told = Classified(model, encoder, guide.guide).double()
+    batch = batch._replace(y=torch.arange(len(Y)) % CLASSES)
+    assert encoder(batch).shape == (len(Y), 6)
+    with pytest.raises(InputError, match="the batch needs y"):
+        told.class_logits(batch)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_classes_take_one_call_of_each_network(kind: type[models.M2]) -> None:
     model, guide, batch = make(kind)
