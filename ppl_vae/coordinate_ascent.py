@@ -153,7 +153,8 @@ def _run(
     for iteration in range(iterations + 1):
         after, elbo = sweep(prior, posterior, x)
         history.append(float(elbo) / len(x))
-        if iteration and history[-1] - history[-2] < tolerance:
+        # a tolerance of 0 is none: gains of rounding may be negative
+        if tolerance and iteration and history[-1] - history[-2] < tolerance:
             return posterior, history, True
         if iteration < iterations:
             posterior = after

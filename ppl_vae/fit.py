@@ -204,6 +204,7 @@ def fit(
     _whole("checkpoint_every", checkpoint_every, 1)
     _check_settings(settings, objective, train_data, held_out)
     _check_sizes(guide, objective, train_data, settings.devices)
+    _check_shared(model, objective, train_data, settings)
     _know(guide, train_data, held_out)
     where = resolve_device(device)
     if not isinstance(compile, bool) and compile != "auto":
@@ -360,6 +361,23 @@ def _check_sizes(guide: nn.Module, objective: Objective, data: Data, devices: in
         raise InputError(f"{type(objective).__name__} keeps its chains in one process: train with devices=1")
 
 
+def _check_shared(model: nn.Module, objective: Objective, data: Data, settings: Settings) -> None:
+    """Latents that all data share count B/N in a batch of B: the objective must have been told the N of these data."""
+    shared = [name for name, spec in (getattr(model, "latents", None) or {}).items() if spec.scope == "global"]
+    if not shared:
+        return
+    whole = settings.batch_size // settings.devices == len(data)
+    for part in objective.modules():
+        size = getattr(part, "data_size", len(data))
+        if size == len(data) or (size is None and whole):
+            continue
+        raise InputError(
+            f"data_size={size!r} of {type(part).__name__}: all data share the latents {', '.join(map(repr, shared))}, "
+            f"and {data.description!r} has {len(data)} data, in batches of {settings.batch_size}; give "
+            f"data_size={len(data)}"
+        )
+
+
 def _know(guide: nn.Module, data: Data, validation: Data | None) -> None:
     """A guide with parameters for each datum notes which data they are, and has none for any others."""
     if not callable(getattr(guide, "renew", None)):
@@ -400,6 +418,11 @@ def _check_settings(settings: Settings, objective: Objective, data: Data, valida
         raise InputError(
             f"warmup={settings.warmup} raises the weight of a KL, and {type(objective).__name__} has none; use ELBO, "
             "or warmup=0"
+        )
+    if settings.clip is not None and not all(getattr(part, "clips", True) for part in objective.modules()):
+        raise InputError(
+            f"clip={settings.clip:g} would shorten the natural steps of {type(objective).__name__}, which are no "
+            "gradients; use clip=None"
         )
 
 

@@ -178,6 +178,15 @@ def test_components_that_are_not_needed_fall_back_to_the_prior() -> None:
     assert result.history[-1] == max(result.starts)
 
 
+def test_a_tolerance_of_zero_is_all_sweeps() -> None:
+    """Where they gain nothing any more but rounding, too."""
+    noise = torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = noise + torch.tensor([[5.0], [-5.0]], dtype=torch.float64).repeat(100, 1)
+    result = coordinate_ascent(with_prior(x, components=2), x, restarts=1, iterations=20, tolerance=0)
+    assert result.iterations == 20
+    assert not result.converged
+
+
 def test_equal_points_are_no_trouble() -> None:
     x = torch.cat([three_groups(30), torch.full((10, 2), 9.0).double()])
     result = coordinate_ascent(with_prior(x, components=5), x, restarts=2)

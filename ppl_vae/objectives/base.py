@@ -58,6 +58,9 @@ class Objective(PyroELBO, nn.Module):
     density: bool = True
     """Whether q must have a density, which a point mass has not."""
 
+    clips: bool = True
+    """Whether gradients may be clipped: a natural step, which stands in place of one, may not."""
+
     watched: str = "elbo"
     """The log of the validation data by which `fit` stops early."""
 

@@ -40,7 +40,7 @@ class StructuredELBO(Objective):
     which is the natural gradient at fixed q(k) q(z), with length ρ; with ρ = 1 and all the data it is the update of
     coordinate ascent in a mixture. (How q(k) q(z) move with η, and the decoder's likelihood with them, is left out, as
     in the authors' program.) The step is taken by an optimizer of its own, and depends on no learning rate, no weight
-    and no scale of the loss; clipping of gradients would shorten it.
+    and no scale of the loss; clipping of gradients would shorten it, and `fit` refuses it.
 
     Args:
         particles: draws of each z.
@@ -54,6 +54,8 @@ class StructuredELBO(Objective):
         Johnson et al., NIPS 2016 (https://arxiv.org/abs/1603.06277).
         Hoffman et al., Stochastic variational inference, JMLR 2013 (https://arxiv.org/abs/1206.7051).
     """
+
+    clips = False
 
     def __init__(self, particles: int = 1, step: float = 0.1, data_size: int | None = None) -> None:
         super().__init__(particles)

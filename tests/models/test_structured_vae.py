@@ -361,6 +361,33 @@ def test_training_takes_the_natural_step_and_no_other(compile: bool) -> None:
         )
 
 
+@pytest.mark.parametrize("batch_size", [10, 100])
+def test_a_minibatch_counts_as_all_data(batch_size: int) -> None:
+    """With ρ = 1 a batch of B leaves the counts of N data: Σα - Σα_0 = N/B · B."""
+    model, guide = pair()
+    objective = objectives.StructuredELBO(step=1.0, data_size=100)
+    fit(model, guide, data(100), objective, epochs=1, batch_size=batch_size, progress=False, compile=False)
+    with torch.no_grad():
+        counts = guide.posterior()[0].concentration - model.priors[0].concentration
+    assert float(counts.sum()) == pytest.approx(100.0, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", [objectives.StructuredELBO, ELBO])
+@pytest.mark.parametrize(("size", "batch_size"), [(None, 10), (40, 10), (40, 20)])
+def test_fit_refuses_another_number_of_data(kind: Any, size: int | None, batch_size: int) -> None:
+    model, guide = pair()
+    before = [p.clone() for p in guide.parameters()]
+    with pytest.raises(InputError, match=rf"data_size={size} of {kind.__name__}: .*has 20 data.*give data_size=20"):
+        fit(model, guide, data(20), kind(data_size=size), epochs=1, batch_size=batch_size, progress=False)
+    assert all(torch.equal(p, old) for p, old in zip(guide.parameters(), before, strict=True))
+
+
+def test_fit_refuses_to_clip_a_natural_step() -> None:
+    model, guide = pair()
+    with pytest.raises(InputError, match=r"clip=1 would shorten the natural steps of StructuredELBO.*use clip=None"):
+        fit(model, guide, data(20), objectives.StructuredELBO(), epochs=1, batch_size=20, clip=1.0, progress=False)
+
+
 @pytest.mark.slow
 def test_elbo_trains_it_too() -> None:
     """The package's own bound on draws of everything: an unbiased gradient of the same bound."""
