@@ -150,7 +150,7 @@ def test_options_default_to_the_recipe() -> None:
     offered = {option.name for option in commands.commands["train"].params}
     assert set(Recipe.names()) <= offered  # nothing of a recipe is out of reach
     compared = {option.name for option in commands.commands["compare"].params}
-    assert offered - compared == {"guide"}
+    assert offered - compared == {"guide", "model_from", "freeze_model"}
     assert compared - offered == {"guides", "seeds", "fixed_decoder"}
     names = {name: [option.name for option in commands.commands[name].params] for name in ("train", "compare")}
     shared = [name for name in names["train"] if name in names["compare"]]
@@ -648,7 +648,7 @@ def test_bad_input_beside_a_run(digits_run: Path, command: str, message: str, fo
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize(("cell", "shown"), [("nan", "'nan'"), ("inf", "'inf'"), ("many", "'many'"), ("", "''")])
+@pytest.mark.parametrize(("cell", "shown"), [("inf", "'inf'"), ("many", "'many'")])
 def test_a_bad_cell_is_named(cell: str, shown: str, folder: Path) -> None:
     path = write_table(folder / "cells.csv", bad=cell)
     done = call("train", "--data", path, *SMALL)

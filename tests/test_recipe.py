@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from programs import OF_DISCRETE
 from torch import nn
 
 from ppl_vae import likelihoods, networks
@@ -189,7 +190,13 @@ SMALL = TINY.replace(latent=4, epochs=1, batch_size=8)
 
 @pytest.mark.parametrize("guide", [*guides, "low-rank:rank=1", "spline:transforms=1:bins=4"])
 def test_every_guide_by_name_is_trained_and_opened_again(guide: str, files: dict[str, str], tmp_path: Path) -> None:
-    ready = prepare(SMALL.replace(data=files["grey"], guide=guide))
+    if guide in OF_DISCRETE:
+        with pytest.raises(InputError, match="is a guide of discrete latents"):
+            prepare(SMALL.replace(data=files["grey"], guide=guide))
+        return
+    model = "structured-vae" if guide == "structured" else "vae"
+    objective = "structured-elbo" if guide == "structured" else "elbo"
+    ready = prepare(SMALL.replace(data=files["grey"], model=model, guide=guide, objective=objective))
     fitted = ready.train(tmp_path / "run", progress=False)
     run = open_run(tmp_path / "run")
     assert run.pair.guide_label == guide
@@ -201,7 +208,11 @@ def test_every_guide_by_name_is_trained_and_opened_again(guide: str, files: dict
 def test_every_objective_by_name_is_trained_with_and_opened_again(
     objective: str, files: dict[str, str], tmp_path: Path
 ) -> None:
-    what = {"model": "m2", "data": files["labelled"]} if objective == "semi-supervised" else {"data": files["grey"]}
+    what = {"data": files["grey"]}
+    if objective == "semi-supervised":
+        what = {"model": "m2", "data": files["labelled"]}
+    elif objective == "structured-elbo":
+        what |= {"model": "structured-vae", "guide": "structured"}
     ready = prepare(SMALL.replace(objective=objective, **what))
     fitted = ready.train(tmp_path / "run", progress=False)
     run = open_run(tmp_path / "run")

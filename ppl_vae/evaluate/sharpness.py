@@ -60,6 +60,7 @@ def sharpness(samples: Tensor, data: Tensor) -> Sharpness:
     (https://arxiv.org/abs/1711.01558).
 
     Example:
+        >>> import torch
         >>> x = torch.rand(50, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         >>> found = sharpness(torch.nn.functional.avg_pool2d(x, 3, 1, 1), x)
         >>> found.ratio < 0.2
