@@ -29,6 +29,7 @@ from .evaluate import Estimate, Evaluation, encode, evaluate, reconstruct, sampl
 from .fit import FitResult
 from .fixed import FIRST, Fixed, fixed_by
 from .folder import read_run
+from .guides.hierarchical import Hierarchical
 from .recipe import Given, Ingredients, Recipe, load_plain, prepare
 from .renewal import UPDATES, is_local
 from .report import (
@@ -615,8 +616,8 @@ class _Job:
         for label, entry in self.entries.items():
             try:
                 self.prepared[label] = ready = self._prepare(entry, self.seeds[0])
-                if self.every and _is_of_layers(entry):
-                    _refuse_one_layer(ready.model)
+                if self.every:
+                    _refuse_one_layer(ready.guide)
             except Exception as error:
                 self.prepared[label] = error
                 refusals.append(error)
@@ -759,13 +760,8 @@ class _Job:
             trial.error = f"evaluation: {one_line(error)}"
 
 
-def _is_of_layers(entry: Entry) -> bool:
-    return entry.own is None and entry.guide in ("bottom-up", "top-down")
-
-
-def _refuse_one_layer(model: nn.Module) -> None:
-    latents: Mapping[str, Any] = getattr(model, "latents", {})
-    if len(latents) == 1:
+def _refuse_one_layer(guide: nn.Module) -> None:
+    if isinstance(guide, Hierarchical) and len(guide.sites) == 1:
         raise InputError("of a model with one layer it is the mean-field guide")
 
 

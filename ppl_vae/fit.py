@@ -387,9 +387,8 @@ def _know(guide: nn.Module, data: Data, validation: Data | None) -> None:
             f"validation={validation.description!r}: {type(guide).__name__} has parameters for each datum of the "
             "training data, and none for these; leave validation and patience out, or use an amortized guide"
         )
-    if isinstance(data, DataSet) and callable(knows := getattr(guide, "knows", None)):
-        knows(fingerprint := data.fingerprint, data.description)
-        guide.fingerprint.fill_(fingerprint)  # type: ignore[operator]
+    if isinstance(data, DataSet) and callable(belongs := getattr(guide, "belongs", None)):
+        belongs(data.fingerprint, data.description)
 
 
 def _check_settings(settings: Settings, objective: Objective, data: Data, validation: Data | None) -> None:

@@ -166,9 +166,7 @@ def aggregate(
                     linestyle="--",
                 )
         axis.set_title(name)
-        _name_axes(axis, plane, names)
-    _one_frame(axes)
-    axes[0].set_ylabel(names[1] if plane.directions.shape[1] == 2 else "scattered at random")
+    _in_one_frame(axes, plane, names)
     _legend(figure, axes[0], labels, class_names)
     wrapped_title(figure, title)
     return figure
@@ -203,10 +201,7 @@ def cluster_panels(
     for axis, (name, numbers) in zip(axes[1:], assigned.items(), strict=True):
         _scatter(axis, points, numbers, [str(k) for k in range(int(numbers.max()) + 1)])
         axis.set_title(f"{name}\ncolours of the classes matched")
-    for axis in axes:
-        _name_axes(axis, plane, names)
-    _one_frame(axes)
-    axes[0].set_ylabel(names[1] if plane.directions.shape[1] == 2 else "scattered at random")
+    _in_one_frame(axes, plane, names)
     _legend(figure, axes[0], labels, class_names)
     wrapped_title(figure, title)
     return figure
@@ -235,21 +230,21 @@ def _scatter(axis: Any, points: Array, labels: Array | None, class_names: Sequen
     axis.grid(alpha=0.3)
 
 
-def _name_axes(axis: Any, plane: Plane2D, names: Sequence[str]) -> None:
-    axis.set_xlabel(names[0], fontsize=8 if plane.share is not None else None)
-    axis.yaxis.label.set_size(8 if plane.share is not None else 10)
-    if plane.directions.shape[1] == 2:
-        axis.set_aspect("equal", adjustable="box")
-    else:
-        axis.set_yticks([])
-
-
-def _one_frame(axes: Sequence[Any]) -> None:
-    """The limits of all panels, so that they can be laid over each other."""
+def _in_one_frame(axes: Sequence[Any], plane: Plane2D, names: Sequence[str]) -> None:
+    """Names along the axes, and the limits of all panels, so that they can be laid over each other."""
+    flat, shares = plane.directions.shape[1] == 2, plane.share is not None
+    for axis in axes:
+        axis.set_xlabel(names[0], fontsize=8 if shares else None)
+        axis.yaxis.label.set_size(8 if shares else 10)
+        if flat:
+            axis.set_aspect("equal", adjustable="box")
+        else:
+            axis.set_yticks([])
     for get, put in (("get_xlim", "set_xlim"), ("get_ylim", "set_ylim")):
         ends = [getattr(axis, get)() for axis in axes]
         for axis in axes:
             getattr(axis, put)(min(low for low, _ in ends), max(high for _, high in ends))
+    axes[0].set_ylabel(names[1] if flat else "scattered at random")
 
 
 def _legend(figure: Figure, axis: Any, labels: Array | None, class_names: Sequence[str]) -> None:

@@ -192,7 +192,8 @@ class DataSet:
     @property
     def fingerprint(self) -> int:
         """A checksum of x, and of the grey x of which a binarization was drawn: the same on every device, and with
-        near certainty another one for other data."""
+        near certainty another one for other data. (`loader.fingerprint` is of all that a run is trained on, labels
+        and draws too.)"""
         if self._drawn_from is not None:
             return self._drawn_from
         return zlib.crc32(self.x.detach().cpu().contiguous().numpy().tobytes())

@@ -90,6 +90,11 @@ class Local(Guide):
                 "one: fit fresh ones by ppl_vae.renewal.renewed(model, guide, data), or use an amortized guide"
             )
 
+    def belongs(self, fingerprint: int, description: str) -> None:
+        """Note which data set the parameters are fitted to; raises `InputError` where it is another than before."""
+        self.knows(fingerprint, description)
+        self.fingerprint.fill_(fingerprint)
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         with pyro.plate("data", batch.size, dim=-1):
             return {name: pyro.sample(name, q) for name, q in self.distribution(batch).items()}
