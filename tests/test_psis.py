@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ppl_vae.errors import InputError
-from ppl_vae.psis import khat_from_largest, pareto_khat, tail_length
+from ppl_vae.psis import khat_from_largest, pareto_khat, smooth_largest, tail_length
 
 
 def arviz_khat(log_w: np.ndarray) -> np.ndarray:
@@ -22,12 +22,40 @@ def arviz_khat(log_w: np.ndarray) -> np.ndarray:
     return np.asarray([array_stats.psislw(-column)[1] for column in log_w.T])
 
 
+def arviz_smoothed(log_w: np.ndarray) -> np.ndarray:
+    """ArviZ's smoothed log-weights (S, N), whose smallest is what it was; 0.23 takes log w, 1.x its negative, and both
+    return log w."""
+    import arviz as az
+
+    with np.errstate(over="ignore"):
+        if hasattr(az, "psislw"):
+            found = np.asarray(az.psislw(log_w.T.copy())[0]).T
+        else:
+            from arviz_stats.base import array_stats
+
+            found = np.stack([array_stats.psislw(-column)[0] for column in log_w.T], 1)
+    # both normalize them: the body, which is not smoothed, says by how much
+    low = log_w.argmin(0)[None]
+    return found + np.take_along_axis(log_w - found, low, 0)
+
+
 # both generations of ArviZ cut the same tail here; they round 3 √S apart elsewhere
 @pytest.mark.parametrize("draws", [40, 100, 400, 2500, 10_000])
 @pytest.mark.parametrize("spread", [0.01, 0.3, 1.0, 3.0, 30.0])
 def test_agrees_with_arviz(draws: int, spread: float) -> None:
     log_w = spread * torch.randn(draws, 20, dtype=torch.float64)
     torch.testing.assert_close(pareto_khat(log_w), torch.from_numpy(arviz_khat(log_w.numpy())), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("draws", [40, 400, 2500])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 3.0])
+def test_smoothed_weights_agree_with_arviz(draws: int, spread: float) -> None:
+    log_w = spread * torch.randn(draws, 20, dtype=torch.float64) - 500
+    largest = log_w.topk(tail_length(draws) + 1, dim=0).values
+    theirs = np.sort(arviz_smoothed(log_w.numpy()), 0)[-len(largest) :]
+    ours = smooth_largest(largest, draws)
+    torch.testing.assert_close(ours.log_w, torch.from_numpy(theirs), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(ours.raw, largest.flip(0))
 
 
 @pytest.mark.parametrize("draws", [25, 37, 226, 1000, 5000])

@@ -3,13 +3,16 @@
 from ._arviz import from_netcdf, plot_posterior, plot_predictive, summary, to_netcdf
 from .annealing import Annealed, Bidirectional, ais, bdmc
 from .arviz_export import to_arviz
+from .khat import KHat, khat
 
 __all__ = [
     "Annealed",
     "Bidirectional",
+    "KHat",
     "ais",
     "bdmc",
     "from_netcdf",
+    "khat",
     "plot_posterior",
     "plot_predictive",
     "summary",

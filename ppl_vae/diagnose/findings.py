@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import xarray
     from matplotlib.figure import Figure
 
-__all__ = ["Finding", "Picture", "Verdict"]
+__all__ = ["Finding", "Picture", "Verdict", "plain"]
+
+
+def plain(value: Any) -> Any:
+    """What `json.dumps(..., allow_nan=False)` takes: tensors and sequences as lists, dataclasses as mappings, and None
+    for what is NaN or infinite."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if callable(getattr(value, "tolist", None)):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,7 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
-        return asdict(self)
+        return dict(plain(self))
 
 
 @dataclass(frozen=True, eq=False)

@@ -152,9 +152,9 @@ def log_marginal(
     """
     with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
         source = Source(data, model, guide)
-        sums = (lambda: _WeightSums(particles),)
-        (weights,) = _scan(model, guide, source, particles, chunk, progress, sums, compile)
-        return _log_marginal(weights, particles, source, _shared(model, guide, source))
+        sums = (lambda: WeightSums(particles),)
+        (weights,) = scan(model, guide, source, particles, chunk, progress, sums, compile)
+        return _log_marginal(weights, particles, source, shared_sites(model, guide, source))
 
 
 def elbo(
@@ -175,8 +175,8 @@ def elbo(
     """
     with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
         source = Source(data, model, guide)
-        (terms,) = _scan(model, guide, source, particles, chunk, progress, (_BoundSums,))
-        return Bound(**terms, particles=particles, data=source.description, shared=_shared(model, guide, source))
+        (terms,) = scan(model, guide, source, particles, chunk, progress, (_BoundSums,))
+        return Bound(**terms, particles=particles, data=source.description, shared=shared_sites(model, guide, source))
 
 
 def marginal_and_bound(
@@ -189,14 +189,14 @@ def marginal_and_bound(
     compile: bool = False,
 ) -> tuple[LogMarginal, Bound]:
     """Both from the same draws, for callers that hold an `evaluation`."""
-    make = (lambda: _WeightSums(particles), _BoundSums)
-    weights, terms = _scan(model, guide, source, particles, chunk, progress, make, compile)
-    shared = _shared(model, guide, source)
+    make = (lambda: WeightSums(particles), _BoundSums)
+    weights, terms = scan(model, guide, source, particles, chunk, progress, make, compile)
+    shared = shared_sites(model, guide, source)
     bound = Bound(**terms, particles=particles, data=source.description, shared=shared)
     return _log_marginal(weights, particles, source, shared), bound
 
 
-def _shared(model: Program, guide: Program, source: Source) -> tuple[str, ...]:
+def shared_sites(model: Program, guide: Program, source: Source) -> tuple[str, ...]:
     """The latents that all data share."""
     batch = source.batch(0, 1)
     with untouched(model, guide, batch):
@@ -246,7 +246,7 @@ class _Sums(Protocol):
     def finish(self) -> dict[str, Tensor]: ...
 
 
-class _WeightSums:
+class WeightSums:
     """What log p(x), its error, k-hat and ESS need of K weights: two moments relative to the largest weight so far,
     and the M + 1 largest."""
 
@@ -310,7 +310,7 @@ def _expected(w: LogWeights, value: Tensor) -> Tensor:
     return weighted.sum(tuple(range(weighted.dim() - 2))) if weighted.dim() > 2 else weighted
 
 
-def _scan(
+def scan(
     model: Program,
     guide: Program,
     source: Source,
