@@ -3,11 +3,13 @@
 from ._arviz import from_netcdf, plot_posterior, plot_predictive, summary, to_netcdf
 from .annealing import Annealed, Bidirectional, ais, bdmc
 from .arviz_export import to_arviz
+from .calibration import Calibration, sbc
 from .khat import KHat, khat
 
 __all__ = [
     "Annealed",
     "Bidirectional",
+    "Calibration",
     "KHat",
     "ais",
     "bdmc",
@@ -15,6 +17,7 @@ __all__ = [
     "khat",
     "plot_posterior",
     "plot_predictive",
+    "sbc",
     "summary",
     "to_arviz",
     "to_netcdf",
