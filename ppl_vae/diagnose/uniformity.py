@@ -238,4 +238,5 @@ def _poisson(most: int, rate: float) -> NDArray[Any]:
 
 
 def _two_sided(z: Tensor) -> Tensor:
-    return torch.special.erfc(z.abs() / math.sqrt(2.0))
+    p: Tensor = torch.special.erfc(z.abs() / math.sqrt(2.0))
+    return p
