@@ -4,16 +4,19 @@ from ._arviz import from_netcdf, plot_posterior, plot_predictive, summary, to_ne
 from .annealing import Annealed, Bidirectional, ais, bdmc
 from .arviz_export import to_arviz
 from .calibration import Calibration, sbc
+from .gap import InferenceGap, inference_gap
 from .khat import KHat, khat
 
 __all__ = [
     "Annealed",
     "Bidirectional",
     "Calibration",
+    "InferenceGap",
     "KHat",
     "ais",
     "bdmc",
     "from_netcdf",
+    "inference_gap",
     "khat",
     "plot_posterior",
     "plot_predictive",
