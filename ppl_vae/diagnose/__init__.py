@@ -3,6 +3,7 @@
 from ._arviz import from_netcdf, plot_posterior, plot_predictive, summary, to_netcdf
 from .annealing import Annealed, Bidirectional, ais, bdmc
 from .arviz_export import to_arviz
+from .c2st import ClassifierTest, c2st
 from .calibration import Calibration, sbc
 from .gap import InferenceGap, inference_gap
 from .khat import KHat, khat
@@ -11,10 +12,12 @@ __all__ = [
     "Annealed",
     "Bidirectional",
     "Calibration",
+    "ClassifierTest",
     "InferenceGap",
     "KHat",
     "ais",
     "bdmc",
+    "c2st",
     "from_netcdf",
     "inference_gap",
     "khat",
