@@ -15,11 +15,16 @@ from .handlers import scale_data, scale_latents
 from .interop import pyro_pair
 from .mcmc import Samples, sample_posterior
 from .objectives import (
+    DIPVAE,
     ELBO,
     IWAE,
     STL,
     TVO,
+    BetaTCVAE,
+    Capacity,
+    Constrained,
     DReG,
+    FactorVAE,
     Objective,
     Renyi,
     ScoreClimbing,
@@ -34,19 +39,24 @@ from .svi import CompiledSVI
 from .weights import LogWeights, check_pair, log_weights
 
 __all__ = [
+    "DIPVAE",
     "ELBO",
     "IWAE",
     "STL",
     "TVO",
     "Batch",
+    "BetaTCVAE",
+    "Capacity",
     "Comparison",
     "CompileReport",
     "CompileWarning",
     "CompiledSVI",
     "Conditional",
+    "Constrained",
     "DReG",
     "DataSet",
     "Encoder",
+    "FactorVAE",
     "FitResult",
     "Guide",
     "InputError",

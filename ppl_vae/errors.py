@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
-__all__ = ["InputError", "NonFiniteLossError", "RunError", "check_count", "choose"]
+__all__ = ["InputError", "NonFiniteLossError", "RunError", "check_count", "check_number", "choose"]
 
 
 class InputError(ValueError):
@@ -43,3 +44,17 @@ def check_count(name: str, value: object, least: int = 1) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InputError(f"{name}={value!r} must be a whole number, {least} or more")
     return value
+
+
+def check_number(name: str, value: object, *, least: float | None = None, above: float | None = None) -> float:
+    """`value` as a finite number, `least` or more, or above `above`.
+
+    Raises:
+        InputError: it is none, or lies below.
+    """
+    wanted = "" if least is None else f", {least:g} or more"
+    wanted += "" if above is None else f" above {above:g}"
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or (least is not None and value < least) or (above is not None and value <= above):  # type: ignore[operator]
+        raise InputError(f"{name}={value!r} must be a number{wanted}")
+    return float(value)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ WITH_CLASSES = ("m2", "semi-supervised-vae")
 TOLD = ("mean-field", "mixture", "semi-amortized")
 LATENTS = {"hierarchical-vae": (LATENT, 2)}  # some guides have nothing to do in one dimension
 SHARED = {"bayesian-decoder", "structured-vae"}  # models with latents that all data share
-OF_SHARED = {"elbo", "structured-elbo"}  # objectives that need no weight for each datum
+OF_SHARED = {"elbo", "structured-elbo", "capacity", "constrained"}  # objectives that need no weight for each datum
 # Flows of a few transforms: the compiler takes long over many.
 OPTIONS = {
     "planar": {"transforms": 2},
@@ -61,9 +61,14 @@ def make_guide(name: str, model_name: str, model: LatentModel) -> Guide:
 def make_objective(name: str, model: LatentModel) -> Objective:
     chains = {"model": model, "size": SIZE}
     given = {"score-climbing": chains, "transport-score-climbing": chains}
+    given["factor"] = {"model": model, "hidden": 6, "layers": 1}
     if name == "semi-supervised":
         return objectives.SemiSupervised("iwae", particles=3)
     return objectives.objectives.get(name)(particles=3, **given.get(name, {}))
+
+
+PARTS_OF_KL = ("btc", "dip")  # objectives that take single dimensions of a Gaussian q
+GAUSSIAN = ("mean-field", "full-rank", "low-rank", "local", "semi-amortized", "bottom-up", "top-down")
 
 
 def refusal(model_name: str, guide_name: str, objective_name: str) -> str | None:
@@ -74,8 +79,14 @@ def refusal(model_name: str, guide_name: str, objective_name: str) -> str | None
         return "moves its chains along gradients"
     if objective_name == "semi-supervised" and model_name not in WITH_CLASSES:
         return "needs a guide with a classifier"
+    discrete = model_name in (*WITH_CLASSES, *VECTORS)
+    if objective_name == "factor" and (discrete or model_name in SHARED or guide_name == "mixture"):
+        return "is discrete|is enumerated|shared by all data"
     if guide_name == "delta" and objective_name != "elbo":
         return "is a point mass, which has no density|shared by all data"
+    single = not discrete and model_name not in (*SHARED, "hierarchical-vae")
+    if objective_name in PARTS_OF_KL and not (single and guide_name in GAUSSIAN):
+        return "needs a guide that is a Gaussian of one latent site"
     if model_name in SHARED and objective_name not in OF_SHARED:
         return "shared by all data"
     if objective_name in ("iwae", "dreg", "stl") and model_name in WITH_CLASSES:

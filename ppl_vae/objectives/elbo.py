@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from ..errors import InputError, choose
-from ..kl import closed_form_kl
-from ..weights import LogWeights, Program
-from .base import Objective, Terms, objectives
+from ..errors import InputError
+from ..weights import Program
+from .base import Terms, objectives
+from .divergence import KL, WithDivergence, expected, parts
 
 __all__ = ["ELBO"]
 
-KL = Literal["auto", "analytic", "monte-carlo"]
-
 
 @objectives.register("elbo")
-class ELBO(Objective):
+class ELBO(WithDivergence):
     r"""Evidence lower bound, with β on its KL: E_q[log p(x | z)] - β KL(q(z | x) ‖ p(z)).
 
     .. math:: \log p(x) = \mathrm{ELBO} + \mathrm{KL}(q(z \mid x) \,\|\, p(z \mid x)) \qquad (\beta = 1)
@@ -62,73 +59,21 @@ class ELBO(Objective):
     kl_weight: Tensor
 
     def __init__(self, beta: float = 1.0, particles: int = 1, kl: KL = "auto", data_size: int | None = None) -> None:
-        super().__init__(particles)
+        super().__init__(particles, kl, data_size)
         if not (isinstance(beta, int | float) and math.isfinite(beta) and beta >= 0):
             raise InputError(f"beta={beta!r} must be a number, 0 or more")
-        if kl not in ("auto", "analytic", "monte-carlo"):
-            raise choose("kl", kl, ("auto", "analytic", "monte-carlo"))
-        if data_size is not None and (not isinstance(data_size, int) or isinstance(data_size, bool) or data_size < 1):
-            raise InputError(f"data_size={data_size!r} must be a whole number, 1 or more, or None")
         self.beta = float(beta)
         # a loss without the KL lets it grow: the bound falls while what is asked for gets better
         self.watched = "elbo" if beta else "log_likelihood"
-        self.kl = kl
-        self.data_size = data_size
         self.register_buffer("kl_weight", torch.ones(()))
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         w = self.weights(model, guide, *args, **kwargs)
         self.refuse_rigid(w)
-        kl = self._kl(w)
+        kl = self.divergence(w)
         # a weight of 1 multiplies exactly; β comes last, in the KL's precision and not in the buffer's
         loss = expected(w, self.beta * (self.kl_weight * kl) - w.log_likelihood)
-        with torch.no_grad():
-            # detached too: with one particle the mean is a view, which keeps its graph even here
-            log_likelihood = expected(w, w.log_likelihood.detach())
-            kl_mean = expected(w, kl.detach())
-        return Terms(loss, {"elbo": log_likelihood - kl_mean, "kl": kl_mean, "log_likelihood": log_likelihood})
-
-    def _kl(self, w: LogWeights) -> Tensor:
-        """Σ over latent sites of log q - log p or its closed form, (\\*C, K, N)."""
-        total: Tensor | None = None
-        for name in [*w.log_prior, *(name for name in w.log_guide if name not in w.log_prior)]:
-            site = self._site_kl(w, name)
-            if name in w.shared:
-                # N terms share it, so that the sum over the batch counts it once, or B/N of it
-                site = site / (self.data_size or w.size)
-            total = site if total is None else total + site
-        return w.log_likelihood.new_zeros(w.particles, w.size) if total is None else total
-
-    def _site_kl(self, w: LogWeights, name: str) -> Tensor:
-        analytic = self.kl != "monte-carlo" and name in w.pairs and name not in w.enumerated
-        if analytic and not w.same_order:
-            if self.kl == "analytic":
-                raise InputError(
-                    "kl='analytic' would be biased: guide and model visit the latent sites in different orders; "
-                    "use kl='auto' or 'monte-carlo'"
-                )
-            analytic = False
-        if analytic:
-            q, p, mask = w.pairs[name]
-            kl = closed_form_kl(q, p)
-            if kl is not None:
-                return scale_and_mask(kl, 1.0, mask)  # type: ignore[no-any-return]
-            if self.kl == "analytic":
-                raise InputError(
-                    f"kl='analytic': no closed form is known for site {name!r}, KL({q} ‖ {p}); "
-                    "use kl='auto' or 'monte-carlo'"
-                )
-        log_q = w.log_guide[name]
-        return log_q - w.log_prior[name] if name in w.log_prior else log_q
+        return Terms(loss, parts(w, kl))
 
     def extra_repr(self) -> str:
         return f"beta={self.beta:g}, particles={self.particles}, kl={self.kl!r}"
-
-
-def expected(w: LogWeights, value: Tensor) -> Tensor:
-    """Expectation over enumerated classes, mean over particles: (\\*C, K, N) -> (N,)."""
-    if w.enumerated:
-        value = w.log_q_enumerated.exp() * value
-        value = value.sum(tuple(range(value.dim() - 2)))
-    value = value.expand(w.particles, w.size)
-    return value.mean(0) if w.particles > 1 else value.squeeze(0)

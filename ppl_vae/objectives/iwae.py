@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..weights import LogWeights, Program
 from .base import Objective, Terms, objectives
-from .elbo import expected
+from .divergence import expected
 
 __all__ = ["IWAE"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import InputError, choose
 from ..weights import LogWeights, Program
 from .base import Objective, Terms, objectives
-from .elbo import expected
+from .divergence import expected
 from .iwae import bound_logs, log_mean_weights
 
 __all__ = ["ScoreFunction"]

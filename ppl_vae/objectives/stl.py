@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ..errors import choose
 from ..weights import Program
 from .base import Objective, Terms, objectives
-from .elbo import expected
+from .divergence import expected
 from .iwae import bound_logs, log_mean_weights
 
 __all__ = ["STL"]
