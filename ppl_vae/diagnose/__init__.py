@@ -7,6 +7,7 @@ from .c2st import ClassifierTest, c2st
 from .calibration import Calibration, sbc
 from .gap import InferenceGap, inference_gap
 from .khat import KHat, khat
+from .predictive import PredictiveCheck, predictive_check
 
 __all__ = [
     "Annealed",
@@ -15,6 +16,7 @@ __all__ = [
     "ClassifierTest",
     "InferenceGap",
     "KHat",
+    "PredictiveCheck",
     "ais",
     "bdmc",
     "c2st",
@@ -23,6 +25,7 @@ __all__ = [
     "khat",
     "plot_posterior",
     "plot_predictive",
+    "predictive_check",
     "sbc",
     "summary",
     "to_arviz",
