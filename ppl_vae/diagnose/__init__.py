@@ -8,6 +8,7 @@ from .calibration import Calibration, sbc
 from .gap import InferenceGap, inference_gap
 from .khat import KHat, khat
 from .predictive import PredictiveCheck, predictive_check
+from .reference import Reference, reference
 
 __all__ = [
     "Annealed",
@@ -17,6 +18,7 @@ __all__ = [
     "InferenceGap",
     "KHat",
     "PredictiveCheck",
+    "Reference",
     "ais",
     "bdmc",
     "c2st",
@@ -26,6 +28,7 @@ __all__ = [
     "plot_posterior",
     "plot_predictive",
     "predictive_check",
+    "reference",
     "sbc",
     "summary",
     "to_arviz",
