@@ -44,7 +44,7 @@ __all__ = [
 
 LogDensity: TypeAlias = Callable[[Tensor], Tensor]
 """Unnormalized log density of positions (C, N, D), C chains for each of N data, as (C, N). What it gives for a datum
-depends on this datum's position alone."""
+depends on this datum's position alone. One with a method `value_and_gradient` of its own is asked by it."""
 
 DIVERGENT = 1000.0
 """Nats of energy error from which a trajectory counts as divergent."""
@@ -221,6 +221,9 @@ class DualAveraging(NamedTuple):
 
 
 def _value_and_gradient(log_density: LogDensity, position: Tensor) -> tuple[Tensor, Tensor]:
+    own: Callable[[Tensor], tuple[Tensor, Tensor]] | None = getattr(log_density, "value_and_gradient", None)
+    if own is not None:
+        return own(position)
     with torch.enable_grad():
         position = position.detach().requires_grad_()
         value = log_density(position)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pyro import poutine
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..compiled import CompiledFunction
 from ..errors import InputError, check_count, choose
-from ..evaluate import Estimate
 from ..evaluate.chunked import Data, Source, device_of, evaluation, spans
 from ..mcmc import Coordinates, State, hmc_step, spread
 from ..validation import validation
 from ..weights import Program, check_pair, sample_sites
+from .annealed import Annealed, Bidirectional
 
 __all__ = ["Annealed", "Bidirectional", "ais", "bdmc", "schedule"]
 
@@ -31,78 +31,6 @@ _SETTLING = 30  # its transitions before the path begins
 _STEP = 0.1
 _RATE = 0.5  # log ε moves by so much of what the acceptance missed
 _VARIANCES_FROM = 64  # draws of the start
-
-
-@dataclass(frozen=True, eq=False)
-class Annealed:
-    """log p(x) of N data by annealed importance sampling; of a conditional model, log p(x | y).
-
-    Args:
-        log_px: (N,) nats: log of the mean weight, in expectation below log p(x); of a reversed run minus the log of the
-            mean inverse weight, in expectation above it.
-        se: (N,) its standard error over the chains, by the delta method; NaN of a single chain.
-        log_w: (C, N) log-weight of each chain; of a reversed run the log of its inverse weight.
-        acceptance: (N,) mean probability of acceptance.
-        divergences: (N,) how many transitions had an energy error above 1000 nats.
-        temperatures: T, the number of steps from 0 to 1.
-        start: "prior" or "guide".
-        reversed: whether the chains went from p(z | x) to the start.
-        data: which data these are.
-    """
-
-    log_px: Tensor
-    se: Tensor
-    log_w: Tensor
-    acceptance: Tensor
-    divergences: Tensor
-    temperatures: int
-    start: str
-    reversed: bool
-    data: str
-
-    @property
-    def chains(self) -> int:
-        """C."""
-        return self.log_w.shape[0]
-
-    @property
-    def ess(self) -> Tensor:
-        """(N,) effective number of chains, (Σ w)² / Σ w², between 1 and C."""
-        return (2 * self.log_w.logsumexp(0) - (2 * self.log_w).logsumexp(0)).exp()
-
-    @property
-    def estimate(self) -> Estimate:
-        """The mean over the data, nats per datum."""
-        return Estimate.of(self.log_px, self.se)
-
-
-@dataclass(frozen=True, eq=False)
-class Bidirectional:
-    r"""log p(x) of simulated data between two bounds.
-
-    .. math:: E[\text{forward}] \le \log p(x) \le E[\text{reverse}]
-
-    Args:
-        forward: from the start to p(z | x), a lower bound in expectation.
-        reverse: back from the z that made x, an upper bound in expectation.
-        batch: the simulated data.
-        latents: the z that made them, (N, \\*event) by site.
-    """
-
-    forward: Annealed
-    reverse: Annealed
-    batch: Batch
-    latents: Mapping[str, Tensor]
-
-    @property
-    def gap(self) -> Tensor:
-        """(N,) reverse - forward, nats: in expectation 0 or above, and no less than either bound's error."""
-        return self.reverse.log_px - self.forward.log_px
-
-    @property
-    def estimate(self) -> Estimate:
-        """The mean gap, nats per datum."""
-        return Estimate.of(self.gap, (self.forward.se.square() + self.reverse.se.square()).sqrt())
 
 
 def schedule(
@@ -301,6 +229,53 @@ class _Plan:
         return torch.cat([path.new_zeros(_SETTLING), path[1:]])
 
 
+class _State(NamedTuple):
+    """Where chains are, and the parts of the path's density there: log p_0 and log p(x, z) - log p_0."""
+
+    position: Tensor  # (C, N, D)
+    start_gradient: Tensor  # (C, N, D)
+    ratio_gradient: Tensor  # (C, N, D)
+    log_start: Tensor  # (C, N)
+    log_ratio: Tensor  # (C, N)
+
+    def at(self, beta: Tensor) -> State:
+        """For the density at an inverse temperature."""
+        gradient = self.start_gradient + beta * self.ratio_gradient
+        return State(self.position, self.log_start + beta * self.log_ratio, gradient)
+
+    def chosen(self, other: _State, accepted: Tensor) -> _State:
+        """The other where it is accepted."""
+        pairs = zip(other, self, strict=True)
+        return _State(*(torch.where(accepted if a.dim() == 2 else accepted.unsqueeze(-1), a, b) for a, b in pairs))
+
+    def packed(self, *more: Tensor) -> Tensor:
+        """(C, N, 3 D + 2 + ...)."""
+        numbers = (t.unsqueeze(-1) for t in (self.log_start, self.log_ratio, *more))
+        return torch.cat([self.position, self.start_gradient, self.ratio_gradient, *numbers], -1)
+
+    @classmethod
+    def unpacked(cls, packed: Tensor, size: int) -> _State:
+        position, start, ratio = packed[..., : 3 * size].split(size, -1)
+        return cls(position, start, ratio, packed[..., 3 * size], packed[..., 3 * size + 1])
+
+
+class _Tempered:
+    """log p_0 + β (log p(x, z) - log p_0), which keeps its parts of where it was last asked: at another β they need not
+    be computed again."""
+
+    def __init__(self, path: _Path, batch: Batch, beta: Tensor) -> None:
+        self.path, self.batch, self.beta = path, batch, beta
+        self.last: _State | None = None
+
+    def __call__(self, position: Tensor) -> Tensor:
+        return self.value_and_gradient(position)[0]
+
+    def value_and_gradient(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        self.last = self.path.state(self.batch, position)
+        now = self.last.at(self.beta)
+        return now.log_density, now.gradient
+
+
 class _Path(nn.Module):
     """The densities between a start and log p(x, z), and a transition that keeps one of them, as a module of tensors
     that can be compiled."""
@@ -312,33 +287,35 @@ class _Path(nn.Module):
                 self.add_module(name, program)
         self.coordinates, self.start, self.steps = coordinates, guide, steps
 
-    def densities(self, batch: Batch, position: Tensor) -> tuple[Tensor, Tensor]:
-        """log p_0 and log p(x, z) - log p_0 of positions (C, N, D), each (C, N)."""
+    def state(self, batch: Batch, position: Tensor) -> _State:
+        """Both parts and their gradients, one pass forwards and one back through each."""
         coordinates = self.coordinates.on(batch)
-        if self.start is None:
-            return coordinates.log_prior_and_likelihood(position)
-        log_start = coordinates.log_guide(self.start, position)
-        return log_start, coordinates.log_density(position) - log_start
-
-    def forward(
-        self, batch: Batch, position: Tensor, before: Tensor, beta: Tensor, step_size: Tensor, inverse_mass: Tensor
-    ) -> tuple[None, Tensor]:
-        """From `before` to `beta`: position, log-weight, acceptance, divergence, (C, N, D + 3)."""
-
-        def tempered(position: Tensor) -> Tensor:
-            log_start, log_ratio = self.densities(batch, position)
-            return log_start + beta * log_ratio
-
         with torch.enable_grad():
             position = position.detach().requires_grad_()
-            log_start, log_ratio = self.densities(batch, position)
-            value = log_start + beta * log_ratio
-            (gradient,) = torch.autograd.grad(value.sum(), position)
-        state = State(position.detach(), value.detach(), gradient)
-        log_weight = (beta - before) * log_ratio.detach()
-        state, info = hmc_step(tempered, state, spread(step_size, state.log_density), self.steps, inverse_mass)
-        numbers = (log_weight, info.probability, info.divergent.to(log_weight.dtype))
-        return None, torch.cat([state.position, *(n.unsqueeze(-1) for n in numbers)], -1)
+            if self.start is None:
+                first, second = coordinates.log_prior_and_likelihood(position)
+            else:
+                first = coordinates.log_guide(self.start, position)
+                second = coordinates.log_density(position)
+            # they may share how positions become values
+            (of_first,) = torch.autograd.grad(first.sum(), position, retain_graph=True)
+            (of_second,) = torch.autograd.grad(second.sum(), position)
+        first, second, position = first.detach(), second.detach(), position.detach()
+        if self.start is None:
+            return _State(position, of_first, of_second, first, second)
+        return _State(position, of_first, of_second - of_first, first, second - first)
+
+    def forward(
+        self, batch: Batch, packed: Tensor, beta: Tensor, step_size: Tensor, inverse_mass: Tensor
+    ) -> tuple[None, Tensor]:
+        """A transition at β: the state, acceptance and divergence, (C, N, 3 D + 4)."""
+        before = _State.unpacked(packed, inverse_mass.shape[-1])
+        tempered = _Tempered(self, batch, beta)
+        now = before.at(beta)
+        _, info = hmc_step(tempered, now, spread(step_size, now.log_density), self.steps, inverse_mass)
+        assert tempered.last is not None
+        after = before.chosen(tempered.last, info.accepted)
+        return None, after.packed(info.probability, info.divergent.to(packed.dtype))
 
 
 class _Run:
@@ -406,9 +383,10 @@ class _Run:
         if not len(beta):
             return log_step.unsqueeze(0)
         found = []
+        packed = self.path.state(batch, position).packed()
         for t in range(len(beta)):
-            packed = move(batch, position, beta[t], beta[t], log_step.exp(), inverse_mass)
-            position, probability = packed[..., :-3], packed[..., -2]
+            packed = move(batch, packed, beta[t], log_step.exp(), inverse_mass)
+            packed, probability = packed[..., :-2], packed[..., -2]
             log_step = log_step + _RATE * (probability.mean(0) - self.plan.target)
             found.append(log_step)
             self._tick(batch.size)
@@ -428,17 +406,18 @@ class _Run:
         beta, last = beta.to(position), len(beta) - 1
         log_w = position.new_zeros(position.shape[:-1], dtype=torch.float64)
         acceptance, divergences = torch.zeros_like(log_w[0]), torch.zeros_like(log_w[0])
+        packed = self.path.state(batch, position).packed()
+        size = position.shape[-1]
         for t in range(1, last):
+            log_w += (beta[t] - beta[t - 1]) * _State.unpacked(packed, size).log_ratio
             place = (last - t if backwards else t) / last
-            packed = move(batch, position, beta[t - 1], beta[t], _at(log_sizes, place).exp(), inverse_mass)
-            position, log_weight, probability, divergent = packed.split([position.shape[-1], 1, 1, 1], -1)
-            log_w += log_weight.squeeze(-1)
-            acceptance += probability.squeeze(-1).mean(0)
-            divergences += divergent.squeeze(-1).sum(0)
+            packed = move(batch, packed, beta[t], _at(log_sizes, place).exp(), inverse_mass)
+            packed, probability, divergent = packed[..., :-2], packed[..., -2], packed[..., -1]
+            acceptance += probability.mean(0)
+            divergences += divergent.sum(0)
             self._tick(batch.size)
         # the last temperature's weight asks for no transition
-        _, log_ratio = self.path.densities(batch, position)
-        log_w += (beta[last] - beta[last - 1]) * log_ratio
+        log_w += (beta[last] - beta[last - 1]) * _State.unpacked(packed, size).log_ratio
         self._tick(batch.size)
         return log_w.cpu(), (acceptance / max(1, last - 1)).cpu(), divergences.long().cpu()
 
@@ -465,6 +444,9 @@ class _Run:
             start="prior" if self.guide is None else "guide",
             reversed=reverse,
             data=self.source.description,
+            rows=self.source.data.rows.cpu()
+            if isinstance(self.source.data, Batch) and self.source.data.rows is not None
+            else None,
         )
 
     def _tick(self, rows: int) -> None:

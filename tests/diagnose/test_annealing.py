@@ -3,6 +3,8 @@
 Statistical tests have fixed seeds; each says how often a right implementation would fail it for another seed.
 """
 
+import dataclasses
+import json
 import math
 
 import pyro
@@ -218,7 +220,85 @@ def test_a_conditional_model_is_simulated_under_its_labels() -> None:
     assert both.forward.log_px.shape == (3,)
 
 
+# ---------------------------------------------------------------- what is said
+
+
+def test_too_few_temperatures_are_told() -> None:
+    model, x, _ = oracle(20, latent=4)
+    few, many = (ais(model, x, temperatures=t, chains=8, steps=5, seed=0) for t in (3, 60))
+    said = [{each.check: each for each in found.verdicts()} for found in (few, many)]
+    assert [each["annealing"].fault for each in said] == [True, False]
+    assert "chains a datum count: log p(x) is about 0." in said[0]["annealing"].says
+    assert said[0]["annealing"].advice
+    assert said[1]["annealing moves"].fault is False
+    alone = ais(model, x, temperatures=1, chains=1, seed=0)
+    assert [each.fault for each in alone.verdicts()] == [None, None]
+
+
+def test_chains_that_do_not_move_are_told() -> None:
+    model, x, _ = oracle(4)
+    found = ais(model, x, temperatures=5, chains=2, steps=2, seed=0)
+    stuck = dataclasses.replace(found, acceptance=torch.full_like(found.acceptance, 0.1))
+    assert {each.check: each.fault for each in stuck.verdicts()}["annealing moves"] is True
+
+
+def test_bounds_that_are_far_apart_are_told() -> None:
+    model, *_ = oracle()
+    far = bdmc(model, 30, temperatures=3, chains=4, steps=5, seed=1)
+    near = bdmc(model, 30, guide=LinearGaussianPosterior(model, "diagonal"), temperatures=20, chains=4, steps=5, seed=1)
+    said = [{each.check: each for each in found.verdicts()} for found in (far, near)]
+    assert [each["BDMC gap"].fault for each in said] == [True, False]
+    assert [each["BDMC order"].fault for each in said] == [False, False]
+    assert all(each["BDMC gap"].speaks_of == "data that the model makes" for each in said)
+    above = far.reverse.log_px + 0.5 + 0.1 * torch.randn(30, dtype=torch.float64)
+    first = dataclasses.replace(far, forward=dataclasses.replace(far.forward, log_px=above)).verdicts()[0]
+    assert (first.check, first.fault) == ("BDMC order", True)
+    assert "the lower bound lies above the upper one" in first.says
+
+
+def test_pictures_and_numbers() -> None:
+    model, x, _ = oracle(6)
+    found = ais(model, Batch(x=x, rows=torch.arange(6) + 3), temperatures=5, chains=4, steps=2, seed=0)
+    numbers = found.to_dataset()
+    assert dict(numbers.sizes) == {"chain": 4, "datum": 6}
+    assert numbers["log_px"].sel(datum=4).item() == found.log_px[1].item()
+    (picture,) = found.pictures()
+    assert len(picture.figure.axes[1].patches) == 6
+    both = bdmc(model, 5, temperatures=5, chains=4, steps=2, seed=0)
+    assert dict(both.to_dataset().sizes) == {"datum": 5}
+    (bounds,) = both.pictures()
+    assert [len(line.get_xdata()) for line in bounds.figure.axes[0].lines[1:]] == [5, 5]
+    for each in (found, both):
+        json.dumps(each.to_json(), allow_nan=False)
+        json.dumps([verdict.to_json() for verdict in each.verdicts()], allow_nan=False)
+        assert all(part.alt and part.caption for part in each.pictures())
+
+
 # ---------------------------------------------------------------- how it runs
+
+
+def test_parts_of_the_density_are_kept_and_not_computed_again() -> None:
+    """One pass through model and guide for each leapfrog step, and one at the start."""
+    _, x, _ = oracle(3)
+    runs = 0
+
+    class Counted(LinearGaussian):
+        def forward(self, batch: Batch) -> Tensor:
+            nonlocal runs
+            runs += 1
+            return super().forward(batch)
+
+    counted = Counted(4, 2, seed=3)
+    path = _Path(Coordinates(counted, Batch(x=x)), None, 5)
+    runs = 0
+    torch.manual_seed(0)
+    packed = path.state(Batch(x=x), torch.randn(4, 3, 2, dtype=torch.float64)).packed()
+    beta, step, mass = torch.tensor(0.3), torch.full((3,), 0.3), torch.ones(3, 2)
+    for _ in range(3):
+        packed = path(Batch(x=x), packed, *(t.double() for t in (beta, step, mass)))[1][..., :-2]
+    assert runs == 1 + 3 * 5
+    again = path.state(Batch(x=x), packed[..., :2]).packed()
+    torch.testing.assert_close(packed, again, rtol=0, atol=1e-12)
 
 
 def test_pieces_seeds_and_progress() -> None:
@@ -244,12 +324,12 @@ def test_a_traced_transition_is_the_eager_one() -> None:
     for guide in (None, LinearGaussianPosterior(model, "diagonal")):
         path = _Path(Coordinates(model, Batch(x=x)), guide, 3)
         torch.manual_seed(0)
-        position = path.coordinates.start(4)
-        args = (torch.tensor(0.2), torch.tensor(0.3), torch.full((3,), 0.1), torch.ones(3, 2))
+        packed = path.state(Batch(x=x), path.coordinates.start(4)).packed()
+        args = (torch.tensor(0.3), torch.full((3,), 0.1), torch.ones(3, 2))
         found = []
         for backend in ("none", "graph"):
             torch.manual_seed(1)
-            found.append(CompiledFunction(path, backend)(Batch(x=x), position, *(a.double() for a in args)))
+            found.append(CompiledFunction(path, backend)(Batch(x=x), packed, *(a.double() for a in args)))
         assert torch.allclose(*found, atol=1e-12)
 
 
