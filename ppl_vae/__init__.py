@@ -1,6 +1,6 @@
 """Deep latent-variable models as Pyro programs: any model, guide and objective, and whether to trust the result."""
 
-from . import guides, likelihoods, models, networks, objectives, priors
+from . import data, disentangle, guides, likelihoods, models, networks, objectives, priors
 from .batch import Batch
 from .build import PairConfig, build
 from .compare import Comparison, compare
@@ -78,6 +78,8 @@ __all__ = [
     "build",
     "check_pair",
     "compare",
+    "data",
+    "disentangle",
     "evaluate",
     "fit",
     "fit_prior",

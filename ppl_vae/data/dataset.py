@@ -61,6 +61,8 @@ class DataSet:
         masks: which `visible` a batch has, by name, see `ppl_vae.masks`: drawn anew for every batch, and by `fixed`
             once for all; None: all that is observed is visible.
         visible: (N, \\*D) bool, the masks drawn by `fixed`.
+        factors: (N, F) uint8 or int64 levels of what made each datum, counted from 0, where that is known.
+        factor_names: their names; made from the numbers where they are not given.
 
     Raises:
         InputError: NaN or infinity, with the first row and column; values outside of the units or levels; labels
@@ -89,6 +91,8 @@ class DataSet:
     observed: Tensor | None = None
     masks: str | None = None
     visible: Tensor | None = None
+    factors: Tensor | None = None
+    factor_names: tuple[str, ...] = ()
     _mask: RandomMask | None = field(default=None, init=False)
     _drawn_from: int | None = None
 
@@ -103,6 +107,7 @@ class DataSet:
         if self.y is not None:
             self._check_labels(self.y)
         self._check_masks()
+        self._check_factors()
 
     @classmethod
     def from_arrays(
@@ -350,6 +355,22 @@ class DataSet:
         """The same data with every label missing; their names stay."""
         return self if self.y is None else dataclasses.replace(self, y=torch.full_like(self.y, -1))
 
+    def with_factors(self, factors: Any, names: Sequence[str] = ()) -> DataSet:
+        """The same data with the levels of what made them, for the metrics of `ppl_vae.disentangle`.
+
+        Args:
+            factors: (N, F) whole numbers, counted from 0.
+            names: of the factors; made from the numbers where they are not given.
+
+        Raises:
+            InputError: another number of rows or names, fractions, or negative levels.
+        """
+        levels = torch.as_tensor(factors)
+        if levels.is_floating_point() or levels.dtype == torch.bool:
+            raise InputError(f"{self._where('factors')} is {levels.dtype}; give whole numbers, counted from 0")
+        levels = levels if levels.dtype == torch.uint8 else levels.to(torch.int64)
+        return dataclasses.replace(self, factors=levels.to(self.x.device), factor_names=tuple(names))
+
     def to(self, device: torch.device | str) -> DataSet:
         """The same data on `device`."""
         return self._with_tensors(lambda t: t.to(device))
@@ -362,7 +383,7 @@ class DataSet:
         return other
 
     def _with_tensors(self, change: Any) -> DataSet:
-        names = ("x", "y", "context", "observed", "visible")
+        names = ("x", "y", "context", "observed", "visible", "factors")
         return dataclasses.replace(self, **{k: change(t) for k in names if (t := getattr(self, k)) is not None})
 
     def _hide(
@@ -539,6 +560,22 @@ class DataSet:
                 f"{self._where('x')}: {place(index, self.columns)} is {self.x[tuple(index)].item():g} where observed "
                 "is False; put 0 there (DataSet.from_arrays does)"
             )
+
+    def _check_factors(self) -> None:
+        if self.factors is None:
+            return
+        where = self._where("factors")
+        if not isinstance(self.factors, Tensor) or self.factors.dtype not in (torch.uint8, torch.int64):
+            kind = self.factors.dtype if isinstance(self.factors, Tensor) else type(self.factors).__name__
+            raise InputError(f"{where} is {kind}; give uint8 or int64 levels, counted from 0")
+        if self.factors.dim() != 2 or len(self.factors) != len(self.x):
+            raise InputError(f"{where} has shape {tuple(self.factors.shape)}; give ({len(self.x)}, F), a row a datum")
+        if self.factors.numel() and int(self.factors.min()) < 0:
+            raise InputError(f"{where} has a level {int(self.factors.min())}; levels count from 0")
+        names = self.factor_names or tuple(f"factor {k}" for k in range(self.factors.shape[1]))
+        if len(names) != self.factors.shape[1]:
+            raise InputError(f"factor_names has {len(names)} names where {where} has {self.factors.shape[1]} columns")
+        object.__setattr__(self, "factor_names", tuple(names))  # it is frozen
 
     def _check_labels(self, y: Tensor) -> None:
         low, high = int(y.min()), int(y.max())

@@ -20,6 +20,7 @@ import torch
 from ..errors import InputError
 from ..registry import Registry
 from .dataset import DataSet, DataSplits, split
+from .sprites import sprites
 
 __all__ = ["DIGITS_SEED", "Loader", "data_sets"]
 
@@ -62,6 +63,18 @@ def pinwheel(data_dir: Path, download: bool) -> DataSplits:
         names = [str(arm) for arm in range(5)]
         parts.append(DataSet.from_arrays(x.float(), arms, name="pinwheel", class_names=names, split=name))
     return DataSplits(*parts)
+
+
+@data_sets.register("sprites")
+def sprites_named(data_dir: Path, download: bool) -> DataSplits:
+    """737,280 binary shapes, 64 x 64, made from five known factors when they are asked for; 10,000 of them to test."""
+    whole = sprites()
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(DIGITS_SEED))
+    held = order[:10_000].sort().values
+    rest = order[10_000:].sort().values
+    return DataSplits(
+        dataclasses.replace(whole.take(rest), split="train"), dataclasses.replace(whole.take(held), split="test")
+    )
 
 
 @data_sets.register("mnist")

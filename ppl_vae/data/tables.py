@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import InputError
 from .arrays import as_levels
 from .dataset import DataSet, Units
+from .dsprites import is_dsprites, read_dsprites
 
 __all__ = ["read_arrays", "read_csv", "read_npz"]
 
@@ -40,7 +41,8 @@ def read_npz(path: Path, *, units: Units | None = None) -> tuple[DataSet, DataSe
     class_names, columns        optional, strings: of the classes; of a table's columns
     ==========================  ==========================================================================
 
-    x_train, y_train, context_train and observed_train are other names of x, y, context and observed.
+    x_train, y_train, context_train and observed_train are other names of x, y, context and observed. The original .npz
+    of dSprites is known by its arrays, see `read_dsprites`.
 
     Args:
         units: as in `DataSet.from_arrays`.
@@ -49,6 +51,8 @@ def read_npz(path: Path, *, units: Units | None = None) -> tuple[DataSet, DataSe
         InputError: not an .npz file; an array of Python objects, which only a pickle could hold and loading would run
             its author's code; arrays that are missing, of other names, or do not fit each other.
     """
+    if is_dsprites(path):
+        return read_dsprites(path), None
     arrays = read_arrays(path)
     for name in _ARRAYS:
         if f"{name}_train" in arrays:
