@@ -7,6 +7,7 @@ from .c2st import ClassifierTest, c2st
 from .calibration import Calibration, sbc
 from .gap import InferenceGap, inference_gap
 from .khat import KHat, khat
+from .latent_checks import LatentChecks, latent_checks
 from .predictive import PredictiveCheck, predictive_check
 from .reference import Reference, reference
 
@@ -17,6 +18,7 @@ __all__ = [
     "ClassifierTest",
     "InferenceGap",
     "KHat",
+    "LatentChecks",
     "PredictiveCheck",
     "Reference",
     "ais",
@@ -25,6 +27,7 @@ __all__ = [
     "from_netcdf",
     "inference_gap",
     "khat",
+    "latent_checks",
     "plot_posterior",
     "plot_predictive",
     "predictive_check",

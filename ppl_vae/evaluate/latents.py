@@ -32,6 +32,7 @@ __all__ = [
     "count_active",
     "encode",
     "encoding_of",
+    "gaussian_marginals",
     "kl_by_dimension",
     "kl_by_dimension_of",
     "latent_sites",
@@ -339,6 +340,25 @@ def _kl(name: str, q: TorchDistributionMixin, p: TorchDistributionMixin, size: i
     p_loc, p_scale = (t[0] if t.dim() > q_loc.dim() else t for t in _gaussian(p, f"the prior of site {name!r}"))
     kl: Tensor = kl_divergence(Normal(q_loc, q_scale), Normal(p_loc, p_scale))
     return kl.expand(size, *q.event_shape)
+
+
+def gaussian_marginals(
+    sites: Mapping[str, TorchDistributionMixin] | None, names: list[str], size: int
+) -> tuple[Tensor, Tensor] | None:
+    """Means and standard deviations of each number of these sites side by side, (N, D); None where one is not
+    Gaussian. Of distributions with particles to the left the first is taken."""
+    if sites is None:
+        return None
+    found = []
+    for name in names:
+        try:
+            pair = _gaussian(sites[name], name)
+        except InputError:
+            return None
+        event = sites[name].event_shape
+        found.append([(t[0] if t.dim() > 1 + len(event) else t).expand(size, *event).reshape(size, -1) for t in pair])
+    loc, scale = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+    return loc, scale
 
 
 def _gaussian(q: TorchDistributionMixin, what: str) -> tuple[Tensor, Tensor]:
