@@ -8,6 +8,7 @@ from .calibration import Calibration, sbc
 from .gap import InferenceGap, inference_gap
 from .khat import KHat, khat
 from .latent_checks import LatentChecks, latent_checks
+from .loo import LeaveOneOut, loo
 from .predictive import PredictiveCheck, predictive_check
 from .reference import Reference, reference
 
@@ -19,6 +20,7 @@ __all__ = [
     "InferenceGap",
     "KHat",
     "LatentChecks",
+    "LeaveOneOut",
     "PredictiveCheck",
     "Reference",
     "ais",
@@ -28,6 +30,7 @@ __all__ = [
     "inference_gap",
     "khat",
     "latent_checks",
+    "loo",
     "plot_posterior",
     "plot_predictive",
     "predictive_check",
