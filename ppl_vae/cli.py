@@ -1,5 +1,5 @@
-"""The command line, `ppl-vae`: compare, train, evaluate, prior, sample, reconstruct, inpaint, encode, explore, export,
-list."""
+"""The command line, `ppl-vae`: compare, train, sweep, evaluate, prior, sample, reconstruct, inpaint, encode, explore,
+export, list."""
 
 from __future__ import annotations
 
@@ -509,6 +509,96 @@ def compare(
         raise typer.Exit(INTERRUPTED)
     if comparison.failed:
         raise _exit(f"{len(comparison.failed)} of {len(comparison.contenders)} guides failed", FAILURE)
+
+
+@app.command()
+@_with_recipe(objective="objective", after_objective="values", seed="seeds")
+def sweep(
+    ctx: typer.Context,
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="Objectives with commas between them, of beta, capacity, constrained, factor, btc, dip; with further "
+            "options as in capacity:gamma=100:steps=2000.",
+            rich_help_panel=_PARTS,
+        ),
+    ] = "beta",
+    values: Annotated[
+        str | None,
+        typer.Option(
+            help="Values of each: beta=1:4:16,capacity=5:25. (default: each objective's own)",
+            rich_help_panel=_PARTS,
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds, from 0 on.", rich_help_panel=_TRAINING)] = 10,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Train on so many random data. (default: all)", rich_help_panel=_DATA, show_default=False),
+    ] = None,
+    metrics: Annotated[
+        str, typer.Option(help="beta-vae, factor-vae, mig, sap, dci, with commas between them.", rich_help_panel=_PARTS)
+    ] = "beta-vae,factor-vae,mig,sap",
+    points: Annotated[int, typer.Option(help="The metrics draw from so many data.", rich_help_panel=_PARTS)] = 10_000,
+    workers: Annotated[int, typer.Option(help="Processes at a time, of a thread each.", rich_help_panel=_MACHINE)] = 1,
+    out: Annotated[Path, typer.Option(help="A folder for the results.", rich_help_panel=_OUTPUT)] = RUNS / "sweep",
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the sweep in the folder, or with more objectives, values or seeds.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
+    **settings: Any,
+) -> None:
+    """Train objectives of disentanglement at several values with several seeds, and score their codes.
+
+    The data must have factors: sprites, or dSprites' file. Writes results.json, a violin plot for each metric, and a
+    run folder for each objective, value and seed. A sweep that was killed goes on with --resume.
+    """
+    from .display import display, make_console
+    from .sweep import sweep as run_sweep
+
+    asked = _settings(ctx)
+    recipe = Recipe().replace(**{**asked, "objective": None, "seed": 0})
+    with display(True) as shows:
+        found = run_sweep(
+            recipe,
+            _names("objective", objective),
+            _swept(values),
+            seeds,
+            out=out,
+            measured=_names("metrics", metrics),
+            size=size,
+            points=points,
+            workers=workers,
+            resume=resume,
+            overwrite=overwrite,
+            progress=shows.count("runs, %", 100),
+        )
+    console = make_console()
+    console.print(found.table())
+    for cell, why in found.failed.items():
+        console.print(f"{cell.name}, seed {cell.seed}, failed: {why}", soft_wrap=True)
+    console.print(f"Written to {out}", soft_wrap=True)
+    if found.failed:
+        raise _exit(f"{len(found.failed)} of {len(found.failed) + len(found.scores)} runs failed", FAILURE)
+
+
+def _swept(text: str | None) -> dict[str, list[float]]:
+    """ "beta=1:4,capacity=5" as numbers by name."""
+    found: dict[str, list[float]] = {}
+    for part in filter(None, (text or "").split(",")):
+        name, _, numbers = part.partition("=")
+        try:
+            found[name.strip()] = [float(number) for number in numbers.split(":")]
+        except ValueError:
+            raise InputError(
+                f"values={text!r} must be names with numbers between colons, as beta=1:4:16,capacity=5:25"
+            ) from None
+    return found
 
 
 @app.command()
