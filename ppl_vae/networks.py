@@ -4,8 +4,9 @@ distributions."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
 from typing import Literal
@@ -40,6 +41,7 @@ __all__ = [
     "encoder",
     "families",
     "flatten_left",
+    "in_precision",
     "join",
     "kinds",
     "set_precision",
@@ -116,6 +118,25 @@ def set_precision(module: nn.Module, precision: Literal["32", "bf16"]) -> int:
     for part in bodies:
         part.autocast = precision == "bf16"
     return len(bodies)
+
+
+@contextmanager
+def in_precision(precision: Literal["32", "bf16"], *programs: object) -> Iterator[None]:
+    """A block in which "bf16" is `set_precision` for those programs that are modules; "32" changes nothing. Bodies are
+    afterwards as they were. Warns where nothing is in bfloat16."""
+    if precision not in ("32", "bf16"):
+        raise choose("precision", precision, ("32", "bf16"))
+    modules = [program for program in programs if isinstance(program, nn.Module)] if precision == "bf16" else []
+    before = {part: part.autocast for module in modules for part in module.modules() if isinstance(part, Body)}
+    if precision == "bf16" and not before:
+        warnings.warn(NOTHING_IN_BF16, UserWarning, stacklevel=3)
+    try:
+        for part in before:
+            part.autocast = True
+        yield
+    finally:
+        for part, flag in before.items():
+            part.autocast = flag
 
 
 class Linear(Body):

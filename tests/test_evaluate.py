@@ -31,6 +31,7 @@ from ppl_vae.evaluate import (
     reconstruct,
     sample,
 )
+from ppl_vae.networks import set_precision
 from ppl_vae.psis import pareto_khat
 from ppl_vae.testing import LinearGaussian, LinearGaussianPosterior
 
@@ -737,3 +738,25 @@ def test_compiled_evaluation_is_the_eager_one() -> None:
     eager = log_marginal(model, guide, batch, particles=70, chunk=60, seed=0)
     torch.testing.assert_close(compiled.log_px, eager.log_px, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(compiled.se, eager.se, rtol=1e-9, atol=1e-9)
+
+
+def test_products_in_bfloat16_are_those_of_set_precision_and_only_for_the_call() -> None:
+    model, batch = programs.vae(dtype=torch.float32), programs.binary_batch(dtype=torch.float32)
+    guide = programs.guide_for(model, dtype=torch.float32)
+    plain = log_marginal(model, guide, batch, particles=200, seed=0)
+    quick = log_marginal(model, guide, batch, particles=200, seed=0, precision="bf16")
+    assert not torch.equal(plain.log_px, quick.log_px)
+    assert (plain.log_px - quick.log_px).abs().max() < 0.05  # of six pixels, whose logits have three digits
+    assert torch.equal(plain.log_px, log_marginal(model, guide, batch, particles=200, seed=0).log_px)
+    for part in (model, guide):
+        set_precision(part, "bf16")
+    assert torch.equal(quick.log_px, log_marginal(model, guide, batch, particles=200, seed=0).log_px)
+
+
+def test_bfloat16_where_there_is_nothing_to_put_in_it() -> None:
+    model = LinearGaussian(2, 1)
+    guide, x = LinearGaussianPosterior(model), model.simulate(2)
+    with pytest.warns(UserWarning, match="changes nothing here"):
+        log_marginal(model, guide, x, particles=2, precision="bf16")
+    with pytest.raises(InputError, match="precision"):
+        log_marginal(model, guide, x, particles=2, precision="16")  # type: ignore[arg-type]

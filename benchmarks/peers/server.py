@@ -43,6 +43,14 @@ def start(peer: str, size: Size, x: NDArray[np.float32]) -> Training:
         from benchmarks.peers.pythae_trainer import Pythae
 
         return Pythae(size, x)
+    if peer == "pythae-nll":
+        from benchmarks.peers.pythae_nll import PythaeNll
+
+        return PythaeNll(size, x)
+    if peer == "tfp-annealing":
+        from benchmarks.peers.tfp_annealing import TfpAnnealing
+
+        return TfpAnnealing(size, x)
     from benchmarks.peers.numpyro_svi import Numpyro
 
     return Numpyro(size, x, in_xla={"numpyro": False, "numpyro-loop": True}[peer])
