@@ -4,6 +4,7 @@ Statistical tests have fixed seeds; each says how often a right implementation w
 """
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -134,9 +135,15 @@ def test_the_oracle(start: str) -> None:
     assert abs(estimate.mean - exact.mean().item()) < 4.0 * estimate.se + found.se.square().mean().item()
 
 
+@functools.cache
+def few_or_many(temperatures: int) -> Annealed:
+    model, x, _ = oracle(20, latent=4)
+    return ais(model, x, temperatures=temperatures, chains=8, steps=5, seed=0)
+
+
 def test_more_temperatures_come_nearer() -> None:
-    model, x, exact = oracle(20, latent=4)
-    few, many = (ais(model, x, temperatures=t, chains=8, steps=5, seed=0) for t in (3, 60))
+    _, _, exact = oracle(20, latent=4)
+    few, many = (few_or_many(t) for t in (3, 60))
     assert (exact - few.log_px).mean() > 10 * (exact - many.log_px).mean().abs()
     assert few.ess.mean() < many.ess.mean()
 
@@ -225,7 +232,7 @@ def test_a_conditional_model_is_simulated_under_its_labels() -> None:
 
 def test_too_few_temperatures_are_told() -> None:
     model, x, _ = oracle(20, latent=4)
-    few, many = (ais(model, x, temperatures=t, chains=8, steps=5, seed=0) for t in (3, 60))
+    few, many = (few_or_many(t) for t in (3, 60))
     said = [{each.check: each for each in found.verdicts()} for found in (few, many)]
     assert [each["annealing"].fault for each in said] == [True, False]
     assert "chains a datum count: log p(x) is about 0." in said[0]["annealing"].says

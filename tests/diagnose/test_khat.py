@@ -3,6 +3,7 @@
 Statistical tests have fixed seeds; each says how often a right implementation would fail it for another seed.
 """
 
+import functools
 import json
 import math
 
@@ -24,6 +25,7 @@ from ppl_vae.testing import LinearGaussian, LinearGaussianPosterior
 from ppl_vae.weights import log_weights
 
 
+@functools.cache
 def narrow(ratio: float, n: int = 200, particles: int = 1000, seed: int = 0) -> tuple[KHat, Tensor]:
     """k-hat of a Gaussian q narrower than a Gaussian posterior in one dimension, and log p(x)."""
     model = LinearGaussian(3, 1, seed=1)
@@ -97,6 +99,7 @@ def test_the_verdict_finds_a_narrow_posterior_and_passes_a_good_one() -> None:
     assert few.fault is None
 
 
+@pytest.mark.slow
 def test_false_alarms_are_as_rare_as_is_said() -> None:
     """Weights with the index ½ itself, the largest without a fault: 100 sets of 50 data, of which 1 would be expected;
     more than 6 come about 7e-5 of the time. (They are far fewer: k-hat is a little below ½ on average.)"""

@@ -4,6 +4,7 @@ Statistical tests have fixed seeds; each says how often a right implementation w
 """
 
 import dataclasses
+import functools
 import json
 import math
 from typing import Any
@@ -29,6 +30,7 @@ def oracle(n: int = 12) -> tuple[LinearGaussian, Tensor]:
     return model, model.simulate(n, seed=4)
 
 
+@functools.cache
 def found_for(family: str = "full", widen: float = 1.0, shift: float = 0.0, n: int = 12, **options: Any) -> Reference:
     model, x = oracle(n)
     guide = LinearGaussianPosterior(model, family, widen=widen)  # type: ignore[arg-type]
@@ -67,7 +69,9 @@ def test_an_exact_posterior_has_no_fault() -> None:
     assert list(found) == ["posterior width", "posterior mean", "posterior shape", "reference chains"]
 
 
-@pytest.mark.parametrize(("widen", "word"), [(0.7, "too narrow in z[0]"), (1.4, "too wide in z[0]")])
+@pytest.mark.parametrize(
+    ("widen", "word"), [(0.7, "too narrow in z[0]"), pytest.param(1.4, "too wide in z[0]", marks=pytest.mark.slow)]
+)
 def test_a_scaled_posterior_is_told_from_the_width_alone(widen: float, word: str) -> None:
     found = said(found_for(widen=widen))
     assert found["posterior width"].fault is True
@@ -77,6 +81,7 @@ def test_a_scaled_posterior_is_told_from_the_width_alone(widen: float, word: str
     assert found["posterior mean"].fault is False
 
 
+@pytest.mark.slow
 def test_a_diagonal_posterior_is_too_narrow_where_there_is_correlation() -> None:
     found = said(found_for("diagonal"))
     # its standard deviations are 0.70, 0.73 and 0.95 of the posterior's
@@ -120,12 +125,12 @@ def test_the_distance_of_samples() -> None:
 
 
 def test_chains_that_have_not_met_are_left_out() -> None:
-    found = found_for(n=6)
+    found = found_for()
     rhat = {"z": found.samples.rhat["z"].clone()}
     rhat["z"][2, 1] = 1.4
     verdicts = said(dataclasses.replace(found, samples=dataclasses.replace(found.samples, rhat=rhat)))
     assert verdicts["reference chains"].fault is True
-    assert "the chains of 1 of 6 data have not met (R-hat up to 1.4)" in verdicts["reference chains"].says
+    assert "the chains of 1 of 12 data have not met (R-hat up to 1.4)" in verdicts["reference chains"].says
     assert verdicts["posterior width"].fault is False
     rhat["z"][:] = math.nan
     verdicts = said(dataclasses.replace(found, samples=dataclasses.replace(found.samples, rhat=rhat)))
@@ -135,7 +140,7 @@ def test_chains_that_have_not_met_are_left_out() -> None:
 
 def test_nuts_is_told_apart_where_it_differs() -> None:
     z = torch.linspace(-2.0, 2.0, 12, dtype=torch.float64).reshape(2, 6)
-    alike = dataclasses.replace(found_for(n=4), nuts=NutsCheck(z, 100))
+    alike = dataclasses.replace(found_for(), nuts=NutsCheck(z, 100))
     assert said(alike)["NUTS"].fault is False
     other = said(dataclasses.replace(alike, nuts=NutsCheck(3 * z, 100)))["NUTS"]
     assert other.fault is True
@@ -182,6 +187,7 @@ def test_what_it_answers_with() -> None:
     assert all(picture.alt and picture.caption for picture in (overlay, moments, distances))
 
 
+@pytest.mark.slow
 def test_a_part_of_x_is_missing() -> None:
     model, x = oracle(3)
     observed = torch.ones_like(x, dtype=torch.bool)
