@@ -66,7 +66,7 @@ FAULTS = [
 
 
 def test_exact_posteriors_are_uniform() -> None:
-    check_exact(200, 19, 10)
+    check_exact(100, 19, 10)
 
 
 @pytest.mark.parametrize(("kind", "fault"), [FAULTS[0], FAULTS[2]])

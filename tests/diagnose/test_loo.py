@@ -158,8 +158,8 @@ def test_bayesian_decoders_run() -> None:
 
 
 def test_smoothing_is_arvizs() -> None:
-    """Draws of the exact posterior, of which ArviZ makes the same elpd_n and k-hat; of k-hat its constant differs from
-    version to version in the last places."""
+    """Draws of the exact posterior, of which ArviZ 0.23 makes the same elpd_n and k-hat to rounding; 1.x fits the tail
+    a little otherwise (measured: k-hat by 0.013, elpd by 0.0002, where its standard error is 0.04)."""
     x = data()
     mean, deviation = posterior(x)
     generator = torch.Generator().manual_seed(0)
@@ -170,10 +170,11 @@ def test_smoothing_is_arvizs() -> None:
     draws = az.from_dict(**groups) if az.__version__.startswith("0") else az.from_dict(groups)
     theirs = az.loo(draws, pointwise=True, reff=1.0)
     each = theirs.loo_i if hasattr(theirs, "loo_i") else theirs.elpd_i
-    assert elpd.tolist() == pytest.approx(each.values.tolist(), abs=1e-6)
-    assert k.tolist() == pytest.approx(theirs.pareto_k.values.tolist(), abs=1e-6)
+    near, near_k = (1e-6, 1e-6) if az.__version__.startswith("0") else (1e-3, 0.03)
+    assert elpd.tolist() == pytest.approx(each.values.tolist(), abs=near)
+    assert k.tolist() == pytest.approx(theirs.pareto_k.values.tolist(), abs=near_k)
     p_loo = theirs.p_loo if hasattr(theirs, "p_loo") else theirs.p
-    assert (lpd - elpd).sum().item() == pytest.approx(float(p_loo), abs=1e-6)
+    assert (lpd - elpd).sum().item() == pytest.approx(float(p_loo), abs=N * near)
 
 
 def test_of_a_datums_own_latents_it_is_log_px() -> None:

@@ -62,11 +62,11 @@ def test_replicated_data_are_those_of_the_closed_form() -> None:
 def test_a_wrong_model_is_found_and_a_right_one_is_not() -> None:
     model, guide = oracle()
     x = model.simulate(100, seed=1)
-    own = predictive_check(model, guide, x, seed=0)
+    sds = {f"sd of x[{i}]": lambda x, i=i: x[:, i].std() for i in range(4)}
+    own = predictive_check(model, guide, x, statistics=sds, seed=0)
     assert [each.fault for each in own.verdicts()] == [False, False]
-    heavy = predictive_check(
-        model, guide, x + 3.0 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)), seed=0
-    )
+    noise = 3.0 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    heavy = predictive_check(model, guide, x + noise, statistics=sds, seed=0)
     prior, posterior = heavy.verdicts()
     assert prior.fault
     assert "sd of x[" in prior.says
