@@ -18,7 +18,6 @@ from ..data import DataSet
 from ..errors import InputError
 from ..evaluate.chunked import Source, spans
 from ..objectives import ELBO
-from ..renewal import is_local
 
 __all__ = ["LocalFit", "fitted_locally"]
 
@@ -76,7 +75,7 @@ def fitted_locally(
     x = whole.x
     assert x is not None
     numbered = whole._replace(rows=torch.arange(whole.size, device=x.device))
-    if is_local(guide):
+    if callable(getattr(guide, "renew", None)):  # parameters for each datum, and no encoder
         size: Any = guide.size
         own = [p.requires_grad_(True) for p in guide.parameters() if p.dim() and p.shape[0] == int(size)]
         known = numbered if whole.rows is None else whole
