@@ -28,7 +28,7 @@ from .isolation import cuda_in, restored
 from .labels import class_count
 from .likelihoods import Likelihood
 from .loader import Data, as_data
-from .networks import NOTHING_IN_BF16, set_precision
+from .networks import set_precision, warning_in_bf16
 from .objectives import ELBO, Objective
 from .processes import launch
 from .threads import few_threads
@@ -255,8 +255,10 @@ def fit(
     for part in parts:
         # several processes: each moves its own copy
         part.to(where if settings.devices == 1 else "cpu")
-    if sum([set_precision(part, precision) for part in parts]) == 0 and precision == "bf16":
-        warnings.warn(NOTHING_IN_BF16, stacklevel=2)
+    for part in parts:
+        set_precision(part, precision)
+    if precision == "bf16" and (words := warning_in_bf16({"model": model, "guide": guide})):
+        warnings.warn(words, stacklevel=2)
     try:
         with few_threads(*parts):
             outcome = launch(job, where)

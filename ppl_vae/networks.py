@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
@@ -120,16 +120,43 @@ def set_precision(module: nn.Module, precision: Literal["32", "bf16"]) -> int:
     return len(bodies)
 
 
+_LAYERS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase, nn.MultiheadAttention)
+
+
+def plain_layers(module: nn.Module, name: str = "") -> list[str]:
+    """Names of the layers with matrix products that lie in no `Body`, which `set_precision` leaves alone."""
+    if isinstance(module, Body):
+        return []
+    if isinstance(module, _LAYERS):
+        return [f"{name} ({type(module).__name__})"]
+    parts = [plain_layers(part, f"{name}.{key}" if name else key) for key, part in module.named_children()]
+    return [layer for part in parts for layer in part]
+
+
+def warning_in_bf16(parts: Mapping[str, nn.Module]) -> str | None:
+    """What a person who asked for bfloat16 is to know of programs that have layers, or all of them, in no `Body`."""
+    layers = [layer for name, part in parts.items() for layer in plain_layers(part, name)]
+    if not any(isinstance(module, Body) for part in parts.values() for module in part.modules()):
+        return NOTHING_IN_BF16
+    if not layers:
+        return None
+    more = f" and {len(layers) - 5} more" if len(layers) > 5 else ""
+    return (
+        f'precision="bf16" leaves {", ".join(layers[:5])}{more} in the precision of their parameters: they are in no '
+        "network of ppl_vae.networks; build them from `networks.MLP`, or put torch.autocast around them"
+    )
+
+
 @contextmanager
 def in_precision(precision: Literal["32", "bf16"], *programs: object) -> Iterator[None]:
     """A block in which "bf16" is `set_precision` for those programs that are modules; "32" changes nothing. Bodies are
-    afterwards as they were. Warns where nothing is in bfloat16."""
+    afterwards as they were. Warns where layers, or all of them, are not in bfloat16."""
     if precision not in ("32", "bf16"):
         raise choose("precision", precision, ("32", "bf16"))
     modules = [program for program in programs if isinstance(program, nn.Module)] if precision == "bf16" else []
     before = {part: part.autocast for module in modules for part in module.modules() if isinstance(part, Body)}
-    if precision == "bf16" and not before:
-        warnings.warn(NOTHING_IN_BF16, UserWarning, stacklevel=3)
+    if precision == "bf16" and (words := warning_in_bf16({type(module).__name__: module for module in modules})):
+        warnings.warn(words, UserWarning, stacklevel=3)
     try:
         for part in before:
             part.autocast = True

@@ -33,7 +33,7 @@ from .compiled import Backend, CompiledFunction, CompiledStep, CompileReport
 from .errors import InputError
 from .isolation import untouched
 from .minibatches import Minibatches
-from .networks import NOTHING_IN_BF16, set_precision
+from .networks import set_precision, warning_in_bf16
 from .objectives import ELBO, IWAE, Objective, Renyi
 from .together import joined, owned
 from .weights import Program
@@ -58,18 +58,18 @@ class CompiledSVI:
             `TraceEnum_ELBO` and the losses under TorchScript are replaced by their equals here. Others of Pyro's are
             refused.
         optim_args: options of the optimizer class.
-        clip_norm: largest norm of all gradients together.
+        clip_norm: largest norm of all gradients together; not with a loss that takes natural steps.
         lr_schedule: a function from the number of steps done to a factor on every learning rate.
         precision: "32", or "bf16" for matrix products in bfloat16, everything else in float32 (for programs made of
-            this package's networks; where there is none a warning, and the report, say that nothing is in bfloat16).
+            this package's networks; a warning, and the report, name the layers that are in none of them).
         multi_step: M, to run M minibatches a call: `step` then takes the whole data, which lie on the device, and the
             rows of each minibatch, which are taken inside of the graph. Meant for GPUs, where launching the work of
             taking a batch costs as much as a small step.
         compile: False runs eagerly, "graph" runs the traced graph without compiling it, both for comparison.
 
     Raises:
-        InputError: a loss that cannot be compiled, with the one to take instead; at the first step an optimizer of
-            another kind, or a pair that breaks a rule.
+        InputError: a loss that cannot be compiled, with the one to take instead; `clip_norm` with natural steps; at the
+            first step an optimizer of another kind, or a pair that breaks a rule.
 
     Example:
         >>> svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-3})  # doctest: +SKIP
@@ -94,6 +94,11 @@ class CompiledSVI:
         whole = isinstance(multi_step, int) and not isinstance(multi_step, bool)
         if multi_step is not None and not (whole and multi_step >= 1):
             raise InputError(f"multi_step={multi_step!r} must be the number of minibatches a call, 1 or more, or None")
+        if clip_norm is not None and not all(getattr(part, "clips", True) for part in _modules(loss)):
+            raise InputError(
+                f"clip_norm={clip_norm:g} would shorten the natural steps of {type(loss).__name__}, which are no "
+                "gradients; use clip_norm=None"
+            )
         self.model, self.guide = model, guide
         self.multi_step = multi_step
         self.loss = _traceable(loss)
@@ -191,9 +196,10 @@ class CompiledSVI:
         """The pair as a module, and its optimizer, made at the first sight of a batch."""
         if self._pair is None:
             pair = _Pair(self.model, self.guide, self.loss, args, kwargs)
-            if set_precision(pair, self.precision) == 0 and self.precision == "bf16":
-                self.notes.append(NOTHING_IN_BF16)
-                warnings.warn(NOTHING_IN_BF16, stacklevel=4)
+            set_precision(pair, self.precision)
+            if self.precision == "bf16" and (words := warning_in_bf16(pair.programs_modules())):
+                self.notes.append(words)
+                warnings.warn(words, stacklevel=4)
             own = self.loss.optimizers(self.model, self.guide) if isinstance(self.loss, Objective) else []
             taken = {id(p) for p in owned(own)}
             parameters = [p for p in pair.parameters() if p.requires_grad and id(p) not in taken]
@@ -214,6 +220,10 @@ class CompiledSVI:
     @property
     def _backend(self) -> Backend:
         return "inductor" if self.compile is True else "none" if self.compile is False else "graph"
+
+
+def _modules(loss: PyroELBO) -> list[nn.Module]:
+    return list(loss.modules()) if isinstance(loss, nn.Module) else []
 
 
 class _Pair(nn.Module):
@@ -247,6 +257,12 @@ class _Pair(nn.Module):
         with self._store_swapped(), _quiet_pyro():
             loss: Tensor = self.objective.differentiable_loss(*self.programs, *args, **kwargs)  # type: ignore[attr-defined]
         return loss, loss
+
+    def programs_modules(self) -> dict[str, nn.Module]:
+        """What of model and guide is a module, or was registered by `pyro.module`."""
+        parts = dict(zip(("model", "guide"), self.programs, strict=True))
+        found = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+        return {**found, **{f"{type(part).__name__}[{k}]": part for k, part in enumerate(self.registered)}}
 
     def check_store(self) -> None:
         """Raise `InputError` where Pyro's store has other parameters than at the first step."""

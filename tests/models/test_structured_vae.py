@@ -382,10 +382,12 @@ def test_fit_refuses_another_number_of_data(kind: Any, size: int | None, batch_s
     assert all(torch.equal(p, old) for p, old in zip(guide.parameters(), before, strict=True))
 
 
-def test_fit_refuses_to_clip_a_natural_step() -> None:
+def test_no_natural_step_is_clipped() -> None:
     model, guide = pair()
     with pytest.raises(InputError, match=r"clip=1 would shorten the natural steps of StructuredELBO.*use clip=None"):
         fit(model, guide, data(20), objectives.StructuredELBO(), epochs=1, batch_size=20, clip=1.0, progress=False)
+    with pytest.raises(InputError, match=r"clip_norm=1 would shorten the natural steps of StructuredELBO"):
+        CompiledSVI(model, guide, torch.optim.Adam, objectives.StructuredELBO(), clip_norm=1.0)
 
 
 @pytest.mark.slow
