@@ -11,6 +11,9 @@ import pytest
 collect_ignore = ["models", "guides", "conftest.py"]
 
 os.environ["MPLBACKEND"] = "Agg"
+# All loops of a graph in one C++ file, whose headers are read once: a third of the time. The loops themselves are those
+# of the compiler's default, under which the tests marked `by_default` compile.
+os.environ.setdefault("TORCHINDUCTOR_CPP_WRAPPER", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read at the first import of torch, by subprocesses too
 if not os.access(os.path.expanduser("~"), os.W_OK):
     os.environ["HOME"] = tempfile.mkdtemp(prefix="ppl_vae-home-")  # Matplotlib, ArviZ and torch keep caches there
@@ -28,6 +31,17 @@ def _global_state() -> dict[str, object]:
         "torch's validation": torch.distributions.Distribution._validate_args,
         **pyro.settings.get(),
     }
+
+
+@pytest.fixture(autouse=True)
+def _as_users_compile(request: pytest.FixtureRequest) -> Iterator[None]:
+    if "by_default" not in request.keywords:
+        yield
+        return
+    from torch._inductor import config
+
+    with config.patch(cpp_wrapper=False):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from torch._inductor import config as inductor_config
 from ppl_vae import ELBO, IWAE, Batch, InputError, Renyi, guides, likelihoods, models, networks
 from ppl_vae.compiled import MAX_GRAPHS, CompiledStep, CompileWarning, _broken_library
 from ppl_vae.data import DataSet
+from ppl_vae.fit import fit
 from ppl_vae.minibatches import shuffled_rows
 from ppl_vae.svi import CompiledSVI
 
@@ -90,11 +92,22 @@ def test_ten_steps_of_the_traced_graph_are_ten_eager_steps(name: str) -> None:
     assert_equal_runs(graph, run(False, optim=optim, optim_args=options))
 
 
+_RENYI = functools.partial(Renyi, 0.5, 3)
+_IWAE = functools.partial(IWAE, 3)
+
+
 @pytest.mark.parametrize(
-    ("objective", "guide"),
-    [(ELBO, guides.FullRank), (lambda: IWAE(3), guides.MeanField), (lambda: Renyi(0.5, 3), guides.FullRank)],
+    ("objective", "guide", "dtype"),
+    [
+        pytest.param(ELBO, guides.FullRank, torch.float32, marks=pytest.mark.by_default),
+        (_IWAE, guides.MeanField, torch.float64),
+        # in either dtype, and these in float32 by the covering set of all parts
+        pytest.param(ELBO, guides.FullRank, torch.float64, marks=pytest.mark.slow),
+        pytest.param(_IWAE, guides.MeanField, torch.float32, marks=pytest.mark.slow),
+        pytest.param(_RENYI, guides.FullRank, torch.float32, marks=pytest.mark.slow),
+        pytest.param(_RENYI, guides.FullRank, torch.float64, marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_compiled_steps_are_eager_steps(objective: Callable[[], Any], guide: type, dtype: torch.dtype) -> None:
     compiled = run(True, objective=objective, guide=guide, dtype=dtype, clip_norm=5.0)
     assert compiled[2].report().fallbacks == []
@@ -424,7 +437,7 @@ def test_another_layout_of_the_same_shape_is_another_graph() -> None:
     losses = []
     for batch in (x, turned):
         model, guide = pair()
-        svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-2})
+        svi = CompiledSVI(model, guide, torch.optim.SGD, ELBO(), {"lr": 1e-2})
         svi.step(Batch(x=x))
         torch.manual_seed(0)
         losses.append(svi.step(Batch(x=batch)).item())
@@ -585,8 +598,14 @@ def whole(kind: str) -> Any:
     return DataSet("levels", levels, levels=5, binarize="dynamic")
 
 
-@pytest.mark.parametrize("backend", [True, False, "graph"])
-@pytest.mark.parametrize("kind", ["batch", "data set"])
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [
+        ("data set", True),
+        *((kind, backend) for kind in ("batch", "data set") for backend in (False, "graph")),
+        pytest.param("batch", True, marks=pytest.mark.slow),
+    ],
+)
 def test_many_steps_a_call_are_single_steps_on_the_same_rows(kind: str, backend: Any) -> None:
     """The minibatches, and their dynamic binarization, are taken inside of the graph."""
     held, rows = whole(kind), rows_of()
@@ -749,6 +768,31 @@ def test_bf16_without_a_network_to_do_it_in_is_said() -> None:
     svi.step(data().x)
     assert len(svi.report().notes) == 1
     assert "bf16" in str(svi.report())
+
+
+def test_bf16_names_the_layers_that_it_leaves_alone() -> None:
+    """Beside a network of ours: what the other layers compute stays in float32, and is said to."""
+
+    class Beside(guides.MeanField):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.extra = nn.Sequential(nn.Linear(D, D), nn.Tanh())
+
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            return super().forward(batch._replace(x=self.extra(batch.x)))
+
+    model, guide = pair(Beside, torch.float32)
+    svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), precision="bf16", compile="graph")
+    with pytest.warns(UserWarning, match=r'"bf16" leaves guide\.extra\.0 \(Linear\) in the precision'):
+        svi.step(data(dtype=torch.float32))
+    assert len(svi.report().notes) == 1
+    with pytest.warns(UserWarning, match=r"guide\.extra\.0 \(Linear\)"):
+        fit(model, guide, data(dtype=torch.float32), epochs=1, batch_size=8, precision="bf16", progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CompiledSVI(*pair(dtype=torch.float32), torch.optim.Adam, ELBO(), precision="bf16", compile="graph").step(
+            data(dtype=torch.float32)
+        )
 
 
 @pytest.mark.slow
