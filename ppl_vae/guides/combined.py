@@ -148,6 +148,18 @@ class Combined(Guide):
 
         return renew
 
+    def knows(self, fingerprint: int, description: str) -> None:
+        """Raise `InputError` where `local` has parameters for each datum of another data set."""
+        self._of_local("knows", fingerprint, description)
+
+    def belongs(self, fingerprint: int, description: str) -> None:
+        """Let `local`, where it has parameters for each datum, note or refuse the data set; see `Local.belongs`."""
+        self._of_local("belongs", fingerprint, description)
+
+    def _of_local(self, name: str, fingerprint: int, description: str) -> None:
+        if callable(method := getattr(self.local, name, None)):
+            method(fingerprint, description)
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         draws: dict[str, Tensor] = self.shared(batch)
         # the local guide opens the data plate, and is the only one to do so

@@ -502,3 +502,20 @@ def test_trained_on_minibatches_it_reaches_the_log_evidence(given: tuple[str, ..
     known = 2 * 0.5 * (math.log(top) - math.log(top - n * across**2 / own))
     assert known > 1.0
     assert abs(gap - (known if lower else 0.0)) < 0.15  # of 60 data: 0.0025 nats a datum
+
+
+def test_a_part_with_parameters_for_each_datum_notes_its_data() -> None:
+    model = UnknownMean()
+    guide = Combined(model, guides.Local(datum_part(model), 5)).double()
+    guide.knows(3, "any")
+    guide.belongs(3, "first")
+    guide.belongs(3, "first")
+    for check in (guide.knows, guide.belongs):
+        with pytest.raises(InputError, match=r"Local has parameters .* and 'second' is another one"):
+            check(4, "second")
+    fresh = guide.renew(7)
+    fresh.belongs(4, "second")
+    guide.knows(3, "first")
+    amortized = Combined(model, guides.MeanField(datum_part(model), networks.encoder("mlp", (2,), (4,))))
+    amortized.belongs(3, "first")
+    amortized.belongs(4, "second")
