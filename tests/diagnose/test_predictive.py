@@ -26,13 +26,15 @@ def oracle() -> tuple[LinearGaussian, LinearGaussianPosterior]:
 
 
 def test_prior_p_values_of_the_models_own_data_are_uniform() -> None:
-    """40 data sets; Kolmogorov-Smirnov, 1 in 1,000. Posterior ones gather around ½, far from the ends."""
+    """20 data sets; Kolmogorov-Smirnov, 1 in 1,000. Posterior ones gather around ½, far from the ends."""
     model, guide = oracle()
     found = [
-        predictive_check(model, guide, model.simulate(30, seed=s), statistics=MEAN, draws=49, seed=s) for s in range(40)
+        predictive_check(model, guide, model.simulate(30, seed=s), statistics=MEAN, draws=49, seed=s) for s in range(20)
     ]
     assert stats.kstest([each.p_prior.item() for each in found], "uniform").pvalue > 0.001
-    assert sum(each.p_posterior.item() <= 0.05 for each in found) <= 4  # 2 α of 40; 5 or more: 1 in 30 at most
+    assert (
+        sum(each.p_posterior.item() <= 0.05 for each in found) <= 3
+    )  # 2 α of 20; 4 or more: 1 in 7 if as many as the bound allows, and far fewer are
 
 
 def test_replicated_data_are_those_of_the_closed_form() -> None:
