@@ -24,10 +24,11 @@ from .compiled import CompileReport
 from .data import DataSet
 from .errors import InputError, choose
 from .folder import check_folder, read_run
+from .inputs import check_given
 from .isolation import cuda_in, restored
-from .labels import class_count
+from .labels import check_taught
 from .likelihoods import Likelihood
-from .loader import Data, as_data
+from .loader import BatchData, Data, as_data
 from .networks import set_precision, warning_in_bf16
 from .objectives import ELBO, Objective
 from .processes import launch
@@ -167,9 +168,11 @@ def fit(
     Returns:
         `FitResult`.
 
+    Warns of a class of the model's that has no label, and of labels that teach the classifier nothing.
+
     Raises:
         InputError: an argument that cannot be used, a pair that breaks a rule, data outside of the likelihood's
-            support, a run folder that holds another run.
+            support, labels, contexts or masks that are none of the pair's, a run folder that holds another run.
         RunError: `resume` of a folder without a usable checkpoint, or with other settings.
         NonFiniteLossError: the loss became NaN or infinite; step, rows and first bad tensor are named.
         OSError: a checkpoint could not be written; the one before is whole.
@@ -212,9 +215,13 @@ def fit(
     _check_devices(settings.devices, where, device)
     if not isinstance(stream, bool) and stream != "auto":
         raise choose("stream", stream, ("auto", "True", "False"))
-    _check_values(model, train_data, "data")
+    _check_values(model, guide, train_data, "data")
     if held_out is not None:
-        _check_values(model, held_out, "validation")
+        _check_values(model, guide, held_out, "validation")
+    if isinstance(train_data, DataSet | BatchData):
+        known = train_data if isinstance(train_data, DataSet) else train_data.whole
+        names = getattr(train_data, "class_names", ())
+        check_taught(model, known.y, len(train_data), train_data.description, names, objective.teaches)
     folder = None if run_dir is None else Path(run_dir)
     if resume and folder is None:
         raise InputError("resume=True needs run_dir, the folder of the run to go on with")
@@ -435,16 +442,13 @@ def _check_devices(count: int, where: torch.device, given: str | torch.device) -
         raise InputError(f"devices={count} are the first {count}, and device={str(given)!r} names one; say 'cuda'")
 
 
-def _check_values(model: nn.Module, data: Data, argument: str) -> None:
-    """Raise `InputError` for x outside of the likelihood's support and for labels that are no class of the model."""
-    classes = class_count(model)
-    y = data.y if isinstance(data, DataSet) else data.batch().y if classes else None
-    if classes and y is not None and not bool(((y >= -1) & (y < classes)).all()):
-        row = int(((y < -1) | (y >= classes)).nonzero()[0])
-        raise InputError(
-            f"{argument}: y[{row}] is {int(y[row])}; this model has the classes 0 to {classes - 1}, and -1 stands "
-            "for a missing label"
-        )
+def _check_values(model: nn.Module, guide: nn.Module, data: Data, argument: str) -> None:
+    """Raise `InputError` for x outside of the likelihood's support and for labels and contexts that are none of the
+    pair's."""
+    if isinstance(data, DataSet):
+        check_given(Batch(y=data.y, context=data.context, n=len(data)), model, guide, argument=argument)
+    elif isinstance(data, BatchData):
+        check_given(data.whole, model, guide, argument=argument)
     likelihood = getattr(model, "likelihood", None)
     if not isinstance(likelihood, Likelihood):
         return

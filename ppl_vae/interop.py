@@ -6,8 +6,11 @@ import itertools
 from typing import Any
 
 import pyro
+import torch
 from torch import nn
 
+from .batch import Batch
+from .inputs import check_batch
 from .weights import Program
 
 __all__ = ["pyro_pair"]
@@ -15,13 +18,29 @@ __all__ = ["pyro_pair"]
 _count = itertools.count()
 
 
+class _First:
+    """The first batch that either program of a pair is run on, which is checked."""
+
+    def __init__(self, *programs: Program) -> None:
+        self.programs: tuple[Program, ...] | None = programs
+
+    def check(self, *args: Any) -> None:
+        if self.programs is None or torch.jit.is_tracing():
+            return
+        for batch in (arg for arg in args if isinstance(arg, Batch)):
+            check_batch(batch, *self.programs)
+        self.programs = None
+
+
 class _Registered(nn.Module):
-    def __init__(self, program: Program, name: str) -> None:
+    def __init__(self, program: Program, name: str, first: _First) -> None:
         super().__init__()
         self.program = program
         self._name = name
+        self._first = first
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self._first.check(*args)
         if isinstance(self.program, nn.Module):
             pyro.module(self._name, self.program)
         return self.program(*args, **kwargs)
@@ -43,6 +62,10 @@ def pyro_pair(model: Program, guide: Program) -> tuple[nn.Module, nn.Module]:
 
     Returns:
         The two programs as modules, which share their parameters with what was given.
+
+    Raises:
+        InputError: at the first call, labels, contexts or masks of a batch that are none of the pair's (`check_batch`).
     """
     k = next(_count)
-    return _Registered(model, f"model_{k}"), _Registered(guide, f"guide_{k}")
+    first = _First(model, guide)
+    return _Registered(model, f"model_{k}", first), _Registered(guide, f"guide_{k}", first)

@@ -508,18 +508,6 @@ class Condition(nn.Module):
         # kept with the module's device; its dtype says which one the features have
         self.register_buffer("index", torch.arange(classes, dtype=torch.get_default_dtype()), persistent=False)
 
-    def check(self, batch: Batch, argument: str = "y") -> None:
-        """Raise `InputError` for a label that is no class: its row would be one of zeros, as if it were missing."""
-        if not self.classes or batch.y is None:
-            return
-        bad = (batch.y < -1) | (batch.y >= self.classes)
-        if bool(bad.any()):
-            row = int(bad.nonzero()[0])
-            raise InputError(
-                f"{argument}[{row}] is {batch.y[row].item()}; this model has the classes 0 to {self.classes - 1}, and "
-                "-1 stands for a missing label"
-            )
-
     def forward(self, batch: Batch) -> Tensor:
         parts: list[Tensor] = []
         if self.classes:

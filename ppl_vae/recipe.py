@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -431,33 +430,26 @@ def _own_model(factory: Callable[..., nn.Module], train: DataSet) -> nn.Module:
 
 
 def _check_labels(recipe: Recipe, model: nn.Module, train: DataSet) -> None:
-    """Raise `InputError` for labels that a model has no use for, or too few or too many of; warn of a class without."""
-    classes = class_count(model)
-    if not classes:
+    """Raise `InputError` for labels that a model has no use for, or too few or too many of. (`fit` warns of a class
+    without.)"""
+    if not class_count(model):
         if recipe.labels is not None:
             raise InputError(
                 f"labels={recipe.labels} are of models that know classes, and {recipe.model!r} is none; use "
                 "model='m2', 'semi-supervised-vae' or 'cvae'"
             )
         return
-    y = torch.empty(0) if train.y is None else train.y
-    counts = torch.stack([(y == label).sum() for label in range(classes)])
-    if not int(counts.sum()):
+    known = 0 if train.y is None else int((train.y >= 0).sum())
+    if not known:
         raise InputError(
             f"model={recipe.model!r} learns classes from labels, and {train.description!r} has none; label some of the "
             "data, or use model='vae'"
         )
-    if recipe.labels is None and int(counts.sum()) == len(train) and getattr(model, "takes_labels", False):
+    if recipe.labels is None and known == len(train) and getattr(model, "takes_labels", False):
         raise InputError(
             f"model={recipe.model!r} learns from labelled and unlabelled data, and all {len(train)} of "
             f"{train.description!r} are labelled: keep some, as by labels=100 (--labels 100), or say that all are to "
             f"be used, labels={len(train)}"
-        )
-    if missing := [train.class_names[label] for label in (counts == 0).nonzero().squeeze(-1).tolist()]:
-        warnings.warn(
-            f"{train.description!r} has no label of the class {', '.join(missing[:10])}: what the model makes of it is "
-            "left to chance",
-            stacklevel=3,
         )
 
 

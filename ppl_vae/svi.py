@@ -29,8 +29,10 @@ from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .batch import Batch
 from .compiled import Backend, CompiledFunction, CompiledStep, CompileReport
 from .errors import InputError
+from .inputs import check_batch
 from .isolation import untouched
 from .minibatches import Minibatches
 from .networks import set_precision, warning_in_bf16
@@ -69,7 +71,8 @@ class CompiledSVI:
 
     Raises:
         InputError: a loss that cannot be compiled, with the one to take instead; `clip_norm` with natural steps; at the
-            first step an optimizer of another kind, or a pair that breaks a rule.
+            first step an optimizer of another kind, a batch that is none for the pair (`check_batch`), or a pair that
+            breaks a rule.
 
     Example:
         >>> svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-3})  # doctest: +SKIP
@@ -195,6 +198,8 @@ class CompiledSVI:
     def _prepare_pair(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Pair:
         """The pair as a module, and its optimizer, made at the first sight of a batch."""
         if self._pair is None:
+            for batch in (arg for arg in args if isinstance(arg, Batch)):
+                check_batch(batch, self.model, self.guide)  # whatever the loss, Pyro's too
             pair = _Pair(self.model, self.guide, self.loss, args, kwargs)
             set_precision(pair, self.precision)
             if self.precision == "bf16" and (words := warning_in_bf16(pair.programs_modules())):

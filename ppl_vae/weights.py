@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .errors import InputError
+from .inputs import check_batch
 from .isolation import cuda_in, swapped, tensors_in, untouched
 from .stopping import Stopped, leaves
 from .validation import validation
@@ -199,7 +200,8 @@ def check_pair(
 ) -> None:
     """Run the pair once with every validation on, and raise `InputError` naming the site at which it breaks a rule.
 
-    A guide that runs a model, `Guide.runs`, is refused with another.
+    A guide that runs a model, `Guide.runs`, is refused with another, and so is a batch with labels, contexts or masks
+    that are none of the pair's (`check_batch`).
 
     With validation off these pass in silence: a guide that misses a site (the prior then stands in for it), a site
     too many, event dimensions that differ, a forgotten `to_event` where sizes happen to agree. Random states and
@@ -214,8 +216,10 @@ def check_pair(
             it estimates nothing.
     """
     _check_runs(model, guide)
-    if args and isinstance(args[0], Batch) and args[0].size == 0:
-        raise InputError("the batch has no data: x and what else it holds are of length 0; give one datum or more")
+    for batch in (arg for arg in args if isinstance(arg, Batch)):
+        if batch.size == 0:
+            raise InputError("the batch has no data: x and what else it holds are of length 0; give one datum or more")
+        check_batch(batch, model, guide)
     with untouched(model, guide, args), torch.no_grad(), validation(True):
         # an unusual number of particles: it must not agree by chance with the size of the data or of an event
         sizes = {size for t in tensors_in(model, guide, args) for size in t.shape}

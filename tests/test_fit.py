@@ -1111,7 +1111,7 @@ def test_data_with_classes_that_the_model_has_not() -> None:
         networks.decoder("mlp", 2 + 3, SHAPE, 1, (4,)), likelihoods.Bernoulli(SHAPE), 2, condition
     )
     guide = guides.MeanField(model, networks.encoder("mlp", SHAPE, (4,), condition=condition))
-    with pytest.raises(InputError, match=r"data: y\[\d+\] is 3; this model has the classes 0 to 2"):
+    with pytest.raises(InputError, match=r"data\.y\[\d+\] is 3; this model has the classes 0 to 2"):
         fit(model, guide, data(), batch_size=16, **QUIET)
 
 

@@ -12,10 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..batch import Batch
 from ..data import DataSet
 from ..errors import InputError
+from ..inputs import check_batch, check_given
 from ..isolation import cuda_in, device_of, evaluation, tensors_in
-from ..labels import check_classes
 from ..likelihoods import Likelihood
-from ..masks import check_masks
 from ..weights import Program, check_pair
 
 __all__ = ["Chunk", "Data", "Source", "chunk_for", "device_of", "evaluation", "spans"]
@@ -53,8 +52,9 @@ class Source:
             against its support.
 
     Raises:
-        InputError: there is no x, x has a value outside of the support (NaN is outside of every one), or y a label
-            that is no class of the model; a guide with parameters for each datum of another data set.
+        InputError: there is no x, x has a value outside of the support (NaN is outside of every one), labels,
+            contexts or masks are none of the pair's (`check_batch`); a guide with parameters for each datum of another
+            data set.
     """
 
     def __init__(self, data: Data, model: Program, guide: Program | None) -> None:
@@ -64,10 +64,12 @@ class Source:
         if isinstance(data, Batch):
             if data.x is None or data.x.dim() < 1 or data.x.shape[0] < 1:
                 raise InputError(f"data={_brief(data)} holds no data; give x of one datum or more, (N, *D)")
+            check_batch(data, model, guide, argument="data")
             self.data = data
             self.size = data.size
             self.description = f"a batch of {self.size}"
         elif isinstance(data, DataSet):
+            check_given(Batch(y=data.y, context=data.context, n=len(data)), model, guide, argument="data")
             self.data = data.fixed()
             self.size = len(data)
             self.description = self.data.description
@@ -76,7 +78,6 @@ class Source:
         _refuse_others(guide, data)
         likelihood = getattr(model, "likelihood", None)
         self.likelihood = likelihood if isinstance(likelihood, Likelihood) else None
-        check_classes(model, self.data.y)
         self.device = device_of(model, guide)
 
     def batch(self, start: int, stop: int) -> Batch:
@@ -92,7 +93,6 @@ class Source:
         elif x.is_floating_point() and not bool(x.isfinite().all()):
             place = (~x.isfinite()).nonzero()[0].tolist()
             raise InputError(f"x{[place[0] + start, *place[1:]]} is {x[tuple(place)].item()}; x must be finite")
-        check_masks(batch, "data")
         return batch if self.device is None else batch.to(self.device)
 
     @property

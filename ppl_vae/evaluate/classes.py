@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..errors import InputError
-from ..labels import unlabelled
+from ..labels import hide_labels, unlabelled
 from ..weights import Program
 from .chunked import Data, Source, chunk_for, device_of, evaluation, spans
 from .estimates import Estimate
@@ -65,7 +65,7 @@ def classify(model: Program, guide: Program, data: Data, chunk: int | None = Non
         InputError: a guide without a classifier, `class_logits(batch)`.
     """
     with evaluation(model, guide, seed=0, device=device_of(model, guide)):
-        return classify_of(guide, Source(unlabelled(data), model, guide), data, chunk)
+        return classify_of(guide, Source(unlabelled(hide_labels(model, data)), model, guide), data, chunk)
 
 
 def classify_of(guide: Any, source: Source, data: Data, chunk: int | None) -> Classification:

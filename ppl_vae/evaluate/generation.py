@@ -12,7 +12,8 @@ from torch import Tensor
 from ..batch import Batch
 from ..core import Guide
 from ..errors import InputError
-from ..labels import check_classes, hide_labels
+from ..inputs import check_given
+from ..labels import hide_labels
 from ..objectives.base import check_particles
 from ..weights import Program, particle_plate
 from .chunked import Data, Source, chunk_for, device_of, evaluation, spans
@@ -52,7 +53,7 @@ def sample(model: Program, batch: int | Batch, *, guide: Guide | None = None, se
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise InputError(f"batch={batch!r} generates nothing; give a number, 1 or more, or a Batch of conditions")
         batch = Batch(n=batch)
-    check_classes(model, batch.y)
+    check_given(batch, model)
     device = device_of(model)
     if device is not None:
         batch = batch.to(device)

@@ -67,6 +67,9 @@ class Objective(PyroELBO, nn.Module):
     leaves_classes: bool = False
     """Whether the bound sums over enumerated classes in such a way that q(y | x) drops out of it."""
 
+    teaches: bool = False
+    """Whether it trains q(y | x) by the labels of a batch, which it then needs."""
+
     classes_trained: bool = False
     """Whether another term trains q(y | x) where the bound does not, see `SemiSupervised`."""
 

@@ -79,6 +79,7 @@ class SemiSupervised(Objective):
         self.bound = part
         self.density, self.watched = part.density, part.watched
         self.alpha, self.unlabelled = float(alpha), float(unlabelled)
+        self.teaches = alpha > 0
         self.at_once = check_count("at_once", at_once)
         # a bound that says nothing of q(y | x) may be used, where the cross-entropy does
         part.classes_trained = alpha > 0
