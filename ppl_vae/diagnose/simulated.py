@@ -17,9 +17,9 @@ from ..evaluate.chunked import Data, device_of, spans
 from ..evaluate.generation import generation
 from ..evaluate.importance import Progress
 from ..evaluate.latents import latent_sites
+from ..inputs import check_batch, check_given
 from ..isolation import untouched
-from ..labels import check_classes, hide_labels
-from ..masks import check_masks
+from ..labels import hide_labels
 from ..mcmc import log_joint
 from ..validation import validation
 from ..weights import Program, check_pair, is_per_datum, particle_plate, sample_sites
@@ -171,10 +171,10 @@ def _conditions(model: Program, data: Data | None) -> DataSet | Batch | None:
         raise InputError(f"data is a {type(data).__name__}; give a DataSet, a Batch, or None")
     data = hide_labels(model, data)
     if isinstance(data, DataSet):
+        check_given(Batch(y=data.y, context=data.context, n=len(data)), model, argument="data")
         data = data.fixed()
     else:
-        check_masks(data, "data")
-    check_classes(model, data.y)
+        check_batch(data, model, argument="data")
     if isinstance(data, Batch) and not any(isinstance(t, Tensor) for t in data):
         return None
     one = _without_x(data, torch.zeros(1, dtype=torch.int64))
