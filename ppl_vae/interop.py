@@ -25,7 +25,7 @@ class _First:
         self.programs: tuple[Program, ...] | None = programs
 
     def check(self, *args: Any) -> None:
-        if self.programs is None or torch.jit.is_tracing():
+        if self.programs is None or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return
         for batch in (arg for arg in args if isinstance(arg, Batch)):
             check_batch(batch, *self.programs)
