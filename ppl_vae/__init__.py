@@ -1,5 +1,7 @@
 """Deep latent-variable models as Pyro programs: any model, guide and objective, and whether to trust the result."""
 
+from typing import TYPE_CHECKING
+
 from . import data, disentangle, guides, likelihoods, models, networks, objectives, priors
 from .batch import Batch
 from .build import PairConfig, build
@@ -7,7 +9,7 @@ from .compare import Comparison, compare
 from .compiled import CompileReport, CompileWarning
 from .core import Conditional, Encoder, Guide, LatentModel, LatentSpec
 from .data import DataSet, load
-from .diagnose import to_arviz
+from .diagnose import Diagnosis, to_arviz
 from .errors import InputError, NonFiniteLossError, RunError
 from .evaluate import evaluate, log_marginal
 from .fit import FitResult, fit
@@ -38,6 +40,13 @@ from .runs import Run, load_weights, open_run
 from .svi import CompiledSVI
 from .weights import LogWeights, check_pair, log_weights
 
+if TYPE_CHECKING:
+    from .diagnose.callable_module import Diagnostics
+
+    diagnose: Diagnostics  # what a type checker takes for a module is one that can be called
+else:
+    from . import diagnose
+
 __all__ = [
     "DIPVAE",
     "ELBO",
@@ -55,6 +64,7 @@ __all__ = [
     "Constrained",
     "DReG",
     "DataSet",
+    "Diagnosis",
     "Encoder",
     "FactorVAE",
     "FitResult",
@@ -79,6 +89,7 @@ __all__ = [
     "check_pair",
     "compare",
     "data",
+    "diagnose",
     "disentangle",
     "evaluate",
     "fit",

@@ -890,12 +890,12 @@ def _along_guides(exports: Mapping[str, Any], columns: Sequence[str] = ()) -> An
     """
     import xarray as xr
 
-    from .diagnose._arviz import container
+    from .diagnose._arviz import container, groups_of
 
     names = list(exports)
     groups: dict[str, xr.Dataset] = {}
-    for group in _groups(exports[names[0]]):
-        parts = [_groups(export)[group] for export in exports.values()]
+    for group in groups_of(exports[names[0]]):
+        parts = [groups_of(export)[group] for export in exports.values()]
         if columns:
             parts = [p.assign_coords(feature=list(columns)) if "feature" in p.dims else p for p in parts]
         if "draw" not in parts[0].dims:
@@ -905,13 +905,6 @@ def _along_guides(exports: Mapping[str, Any], columns: Sequence[str] = ()) -> An
         groups[group] = whole.transpose("chain", "draw", "guide", ...)
     attrs = dict(groups["posterior"].attrs)
     return container(groups, {key: str(value) for key, value in attrs.items()})
-
-
-def _groups(export: Any) -> dict[str, Any]:
-    # ArviZ 0.23's InferenceData has groups(), 1.x's DataTree has children
-    if callable(export.groups):
-        return {name: export[name] for name in export.groups()}
-    return {name: node.to_dataset() for name, node in export.children.items()}
 
 
 def pictures_for(data: DataSet) -> int:

@@ -16,7 +16,7 @@ from ..errors import InputError
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["container", "from_netcdf", "plot_posterior", "plot_predictive", "summary", "to_netcdf"]
+__all__ = ["container", "from_netcdf", "groups_of", "plot_posterior", "plot_predictive", "summary", "to_netcdf"]
 
 _ENGINE = "h5netcdf"
 
@@ -36,6 +36,14 @@ def container(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, str]) -> Any
         tree.attrs.update(attrs)
         return tree
     return az.InferenceData(attrs=dict(attrs), **groups)
+
+
+def groups_of(data: Any) -> dict[str, xr.Dataset]:
+    """The groups of what `container` made."""
+    # InferenceData has groups(), a DataTree has children
+    if callable(data.groups):
+        return {name: data[name] for name in data.groups()}
+    return {name: node.to_dataset() for name, node in data.children.items()}
 
 
 def summary(data: Any, var_names: list[str] | None = None, **kwargs: Any) -> Any:
