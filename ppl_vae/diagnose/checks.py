@@ -69,30 +69,44 @@ class Check:
         return function(model, guide, data, **arguments)
 
 
+_NONE: dict[Budget, int] = {"quick": 0, "standard": 0, "thorough": 0}
+
 _ALL = (
+    Check(
+        "khat",
+        "How near is q to the posterior, datum by datum?",
+        ".khat",
+        "khat",
+        {"quick": 0, "standard": 0, "thorough": 0},
+        {"quick": {"particles": 200}, "thorough": {"particles": 5000}},
+    ),
+    Check(
+        "inference_gap",
+        "Is what is missing the family's fault, or the encoder's?",
+        ".gap",
+        "inference_gap",
+        {"quick": 20, "standard": 50, "thorough": 200},
+        {
+            "quick": {"particles": 200, "temperatures": 100, "chains": 4, "steps": 5, "updates": 100},
+            "standard": {"temperatures": 200, "chains": 8, "steps": 5, "updates": 200},
+            "thorough": {"particles": 5000, "temperatures": 2000},
+        },
+    ),
     Check(
         "sbc",
         "Are the posterior's uncertainties calibrated?",
         ".calibration",
         "sbc",
-        {"quick": 0, "standard": 0, "thorough": 0},
-        {"quick": {"simulations": 200}, "standard": {}, "thorough": {"simulations": 5000}},
+        _NONE,
+        {"quick": {"simulations": 200}, "thorough": {"simulations": 5000}},
     ),
     Check(
         "c2st",
         "Can a classifier tell the guide's draws from the posterior's?",
         ".c2st",
         "c2st",
-        {"quick": 0, "standard": 0, "thorough": 0},
-        {"quick": {"simulations": 300}, "standard": {}, "thorough": {"simulations": 5000}},
-    ),
-    Check(
-        "latent_checks",
-        "What do the latents carry, and does the prior match them?",
-        ".latent_checks",
-        "latent_checks",
-        {"quick": 300, "standard": 2000, "thorough": 0},
-        {"quick": {"permutations": 200}, "standard": {}, "thorough": {"permutations": 2000}},
+        _NONE,
+        {"quick": {"simulations": 300}, "thorough": {"simulations": 5000}},
     ),
     Check(
         "predictive_check",
@@ -100,15 +114,7 @@ _ALL = (
         ".predictive",
         "predictive_check",
         {"quick": 200, "standard": 1000, "thorough": 0},
-        {"quick": {"draws": 100}, "standard": {}, "thorough": {"draws": 1000}},
-    ),
-    Check(
-        "loo",
-        "How well is each datum predicted?",
-        ".loo",
-        "loo",
-        {"quick": 100, "standard": 500, "thorough": 0},
-        {"quick": {"particles": 200}, "standard": {}, "thorough": {"particles": 5000}},
+        {"quick": {"draws": 100}, "thorough": {"draws": 1000}},
     ),
 )
 
