@@ -1,5 +1,5 @@
 """The command line, `ppl-vae`: compare, train, sweep, evaluate, prior, sample, reconstruct, inpaint, encode, explore,
-export, list."""
+diagnose, export, list."""
 
 from __future__ import annotations
 
@@ -1029,6 +1029,96 @@ def explore(
     console = make_console()
     console.print(found.table())
     console.print(f"Written to {target}: {', '.join(path.name for path in written)}", soft_wrap=True)
+
+
+@app.command()
+def diagnose(
+    run: RunFolder,
+    checks: Annotated[
+        str,
+        typer.Option(
+            help="all, or names with commas between them: khat, inference_gap, reference, sbc, c2st, latent_checks, "
+            "predictive_check, loo, bdmc."
+        ),
+    ] = "all",
+    budget: Annotated[str, typer.Option(help="quick, standard (minutes), thorough.")] = "standard",
+    data_points: Annotated[
+        int | None,
+        typer.Option(help="So many of the data for every check. (default: the budget's)", show_default=False),
+    ] = None,
+    split: Split = "test",
+    seed: DrawSeed = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="The page, .html. (default: RUN/report.html)", show_default=False)
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="A .json file for the numbers, too.", show_default=False)
+    ] = None,
+    netcdf: Annotated[
+        Path | None, typer.Option(help="A .nc file of everything for ArviZ, too.", show_default=False)
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile what can be, for large models.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
+    overwrite: Overwrite = False,
+    data_dir: RunDataDir = None,
+    device: Device = "auto",
+) -> None:
+    """Can the posterior be trusted? Verdicts in plain words, and a page with figures that needs nothing else.
+
+    Checks that do not fit the run, or fail, are named with their reason and stop no other.
+    """
+    import shlex
+
+    from .diagnose import diagnose as judge
+    from .diagnose.checks import chosen, chosen_budget
+    from .display import display
+    from .renewal import is_local
+    from .report import refuse_existing, write_results
+
+    target = out or run / "report.html"
+    for name, path, suffix in (("out", target, ".html"), ("json", json_file, ".json"), ("netcdf", netcdf, ".nc")):
+        if path is not None and path.suffix.lower() != suffix:
+            raise InputError(f"{name}={str(path)!r} must end in {suffix}")
+    wanted = chosen(checks)
+    chosen_budget(budget)
+    if data_points is not None:
+        _particles("data_points", data_points)
+    opened = _open(run, device)
+    for path in (target, json_file, netcdf):
+        if path is not None:
+            refuse_existing(path, overwrite)
+    part = _part(opened, split, data_dir)
+    with display(not quiet) as shows:
+        guide = _guide_for(opened, part, split, shows)
+    # a guide of each datum's own knows nothing of other data
+    train = None if is_local(opened.guide) or split == "train" else _part(opened, "train", data_dir)
+    given = {"checks": checks, "budget": budget, "data-points": data_points, "split": split, "seed": seed}
+    usual = {"checks": "all", "budget": "standard", "data-points": None, "split": "test", "seed": None}
+    words = [word for name, value in given.items() if value != usual[name] for word in (f"--{name}", str(value))]
+    found = judge(
+        opened.model,
+        guide,
+        part,
+        train=train,
+        checks=checks,
+        budget=budget,
+        options=None if data_points is None else {check.name: {"data": data_points} for check in wanted},
+        name=f"{opened.pair.model_label}, {opened.pair.guide_label}: {run.resolve().name}",
+        seed=seed,
+        progress=not quiet,
+        compile=compile,
+        command=shlex.join(["ppl-vae", "diagnose", str(run), *words]),
+    )
+    found.report(target, overwrite)
+    if json_file is not None:
+        write_results(json_file, {"run": str(run.resolve()), **found.to_json()}, overwrite)
+    if netcdf is not None:
+        found.save(netcdf, overwrite)
+    if not quiet:
+        typer.echo(found.summary())
+    typer.echo(str(target))
+    if not found.findings:
+        raise _exit("no check gave an answer", FAILURE)
 
 
 @app.command()

@@ -81,7 +81,10 @@ def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise RunError(f"{str(folder)!r} is not a run folder: it has no {RUN}; give a folder that training has written")
     config = read_json(path)
     if config.get("format") != FORMAT:
+        versions = config.get("versions")
+        wrote = versions.get("ppl_vae") if isinstance(versions, dict) else None
         raise RunError(
-            f"{str(folder)!r} has format {config.get('format')!r} and this version of ppl_vae reads format {FORMAT}"
+            f"{str(folder)!r} has format {config.get('format')!r} and this version of ppl_vae reads format {FORMAT}: "
+            f"train it anew, or open it with the version that wrote it{f', {wrote}' if wrote else ''}"
         )
     return config

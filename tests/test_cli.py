@@ -32,7 +32,19 @@ from ppl_vae.priors import priors
 from ppl_vae.recipe import Recipe
 from ppl_vae.runs import open_run
 
-COMMANDS = ["compare", "train", "evaluate", "sample", "reconstruct", "inpaint", "encode", "explore", "export", "list"]
+COMMANDS = [
+    "compare",
+    "train",
+    "evaluate",
+    "sample",
+    "reconstruct",
+    "inpaint",
+    "encode",
+    "explore",
+    "diagnose",
+    "export",
+    "list",
+]
 TINY = ["--hidden", "8", "--latent", "3", "--epochs", "1", "--batch-size", "256", "--eval-particles", "5"]
 SMALL = ["--hidden", "8", "--latent", "2", "--epochs", "1", "--eval-particles", "3"]
 

@@ -77,8 +77,8 @@ _ALL = (
         "How near is q to the posterior, datum by datum?",
         ".khat",
         "khat",
-        {"quick": 0, "standard": 0, "thorough": 0},
-        {"quick": {"particles": 200}, "thorough": {"particles": 5000}},
+        _NONE,
+        {"quick": {"particles": 300}, "thorough": {"particles": 5000}},
     ),
     Check(
         "inference_gap",
@@ -90,6 +90,18 @@ _ALL = (
             "quick": {"particles": 200, "temperatures": 100, "chains": 4, "steps": 5, "updates": 100},
             "standard": {"temperatures": 200, "chains": 8, "steps": 5, "updates": 200},
             "thorough": {"particles": 5000, "temperatures": 2000},
+        },
+    ),
+    Check(
+        "reference",
+        "How does q lie over draws of the exact posterior?",
+        ".reference",
+        "reference",
+        _NONE,
+        {
+            "quick": {"rows": 4, "chains": 4, "draws": 200, "warmup": 200, "steps": 5},
+            "standard": {"rows": 12, "chains": 4, "draws": 400, "warmup": 400, "steps": 8},
+            "thorough": {"rows": 64},
         },
     ),
     Check(
@@ -109,12 +121,39 @@ _ALL = (
         {"quick": {"simulations": 300}, "thorough": {"simulations": 5000}},
     ),
     Check(
+        "latent_checks",
+        "What do the latents carry, and does the prior match them?",
+        ".latent_checks",
+        "latent_checks",
+        {"quick": 300, "standard": 2000, "thorough": 0},
+        {"quick": {"size": 300, "permutations": 199}, "standard": {"permutations": 499}},
+    ),
+    Check(
         "predictive_check",
         "Does what the model makes look like the data?",
         ".predictive",
         "predictive_check",
         {"quick": 200, "standard": 1000, "thorough": 0},
-        {"quick": {"draws": 100}, "thorough": {"draws": 1000}},
+        {"thorough": {"draws": 1000}},
+    ),
+    Check(
+        "loo",
+        "How well is each datum predicted?",
+        ".loo",
+        "loo",
+        {"quick": 100, "standard": 500, "thorough": 0},
+        {"quick": {"particles": 200}, "thorough": {"particles": 5000}},
+    ),
+    Check(
+        "bdmc",
+        "How near does annealing come to log p(x)?",
+        ".bounds",
+        "bounds",
+        {"quick": 10, "standard": 20, "thorough": 100},
+        {
+            "quick": {"temperatures": 100, "chains": 4, "steps": 5},
+            "standard": {"temperatures": 300, "chains": 8, "steps": 5},
+        },
     ),
 )
 

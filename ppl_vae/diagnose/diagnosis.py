@@ -116,7 +116,7 @@ class Diagnosis:
         """The faults in one sentence; or that there are none."""
         verdicts = self.verdicts()
         if faults := [verdict.says for verdict in verdicts if verdict.fault]:
-            return sentence("; ".join(says.rstrip(".") for says in faults))
+            return sentence("; ".join(_clause(says) for says in faults))
         if not verdicts:
             return "Nothing can be said: no check gave an answer."
         doubts = sum(verdict.fault is None for verdict in verdicts)
@@ -256,7 +256,7 @@ def diagnose(
         model, guide: a fitted pair of programs over a `Batch`.
         data: a data set (dynamic binarization is drawn once), a batch with x, or x; data that the pair was not fitted
             to.
-        train: what it was fitted to, for checks that compare with it.
+        train: what it was fitted to, for checks that compare with it, of as many of them.
         checks: "all", or names, as a list or with commas between them.
         budget: "quick", "standard" or "thorough": of a VAE of the digits, on two cores, seconds, at most three minutes,
             or half an hour.
@@ -323,11 +323,12 @@ def _run(found: Diagnosis, check: Check, data: Data, train: Data | None, shows: 
     part, rows = some_of(data, guide, settings["data"])
     settings["data"] = found.size if rows is None else len(rows)
     tell = shows.count(check.name, settings["data"])
+    learned = None if train is None else some_of(train, guide, settings["data"])[0]
     began = time.perf_counter()
     try:
         with untouched(model, guide):
             finding = check.run(
-                model, guide, part, settings, train=train, seed=found.seed, progress=tell, compile=compile
+                model, guide, part, settings, train=learned, seed=found.seed, progress=tell, compile=compile
             )
             finding.verdicts()  # here rather than in a report, where it would take all the others with it
         found.findings[check.name] = finding
@@ -399,6 +400,12 @@ def _call(checks: str | Sequence[str], budget: str, options: Mapping[str, Any], 
     if options:
         given.append(f"options={ {k: dict(v) for k, v in options.items()}!r}")
     return f"ppl_vae.diagnose({', '.join([*given, f'seed={seed}'])})"
+
+
+def _clause(says: str) -> str:
+    """A sentence as a part of one: "On data that ..." begins small, and "KL" and "R-hat" as they are."""
+    says = says.strip().rstrip(".")
+    return says[:1].lower() + says[1:] if says[1:2].islower() or says[1:2] == " " else says
 
 
 def _suffix(path: str | os.PathLike[str], suffix: str, what: str) -> None:
