@@ -15,7 +15,7 @@ from .errors import InputError, check_count
 
 __all__ = ["Minibatches", "shuffled_rows"]
 
-_HELD = ("x", "y", "context", "observed", "visible")
+_HELD = ("x", "y", "context", "observed", "visible", "spread")
 """A data set's tensors."""
 
 

@@ -63,6 +63,9 @@ class DataSet:
         visible: (N, \\*D) bool, the masks drawn by `fixed`.
         factors: (N, F) uint8 or int64 levels of what made each datum, counted from 0, where that is known.
         factor_names: their names; made from the numbers where they are not given.
+        spread: (N, \\*D) float32, standard deviations of continuous x in units of its own: a batch then has a fresh draw
+            of N(x, spread²), as of codes that are known up to their posterior, and `fixed` draws once for all; None: x
+            is what it is.
 
     Raises:
         InputError: NaN or infinity, with the first row and column; values outside of the units or levels; labels
@@ -93,6 +96,7 @@ class DataSet:
     visible: Tensor | None = None
     factors: Tensor | None = None
     factor_names: tuple[str, ...] = ()
+    spread: Tensor | None = None
     _mask: RandomMask | None = field(default=None, init=False)
     _drawn_from: int | None = None
 
@@ -108,6 +112,7 @@ class DataSet:
             self._check_labels(self.y)
         self._check_masks()
         self._check_factors()
+        self._check_spread()
 
     @classmethod
     def from_arrays(
@@ -191,7 +196,7 @@ class DataSet:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        tensors = (self.x, self.y, self.context, self.observed, self.visible)
+        tensors = (self.x, self.y, self.context, self.observed, self.visible, self.spread)
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     @property
@@ -228,7 +233,7 @@ class DataSet:
     def batch(self, rows: Tensor | Sequence[int] | None = None) -> Batch:
         """The data at `rows` (None: all), as float32 in the units that the options say.
 
-        Dynamic binarization and masks draw from the default generator of the device on which the data lie.
+        Dynamic binarization, masks and `spread` draw from the default generator of the device on which the data lie.
 
         Args:
             rows: (B,) row numbers from 0 to N - 1.
@@ -237,6 +242,7 @@ class DataSet:
         if rows is None:
             rows = torch.arange(len(self), device=device)
             x, y, context, observed, visible = self.x, self.y, self.context, self.observed, self.visible
+            spread = self.spread
         else:
             rows = torch.as_tensor(rows, dtype=torch.int64, device=device)
             # ten times faster than x[rows] for a small batch
@@ -245,18 +251,23 @@ class DataSet:
             context = None if self.context is None else self.context.index_select(0, rows)
             observed = None if self.observed is None else self.observed.index_select(0, rows)
             visible = None if self.visible is None else self.visible.index_select(0, rows)
+            spread = None if self.spread is None else self.spread.index_select(0, rows)
         converted = self._convert(x)
+        if spread is not None:
+            converted = torch.addcmul(converted, spread, torch.randn_like(converted))
         if visible is None:
             visible = self._hide(len(x), observed, device, None)
         return Batch(x=converted, y=y, context=context, visible=visible, observed=observed, rows=rows)
 
     def fixed(self, seed: int = FIXED_SEED) -> DataSet:
-        """The same data with nothing left to chance: dynamic binarization and masks are drawn now, once for all.
+        """The same data with nothing left to chance: dynamic binarization, masks and values with a spread are drawn now,
+        once for all.
 
         The draw depends on `seed` and the data alone: it is the same on every device and leaves torch's and NumPy's
-        own generators as they were. A data set without either is returned as it is.
+        own generators as they were. A data set without any of them is returned as it is.
         """
         drawn = self._drawn(seed) if self.binarize == "dynamic" else self
+        drawn = drawn._within_spread(seed) if drawn.spread is not None else drawn
         return drawn._behind_masks(seed) if drawn.masks is not None and drawn.visible is None else drawn
 
     def unmasked(self) -> DataSet:
@@ -383,7 +394,7 @@ class DataSet:
         return other
 
     def _with_tensors(self, change: Any) -> DataSet:
-        names = ("x", "y", "context", "observed", "visible", "factors")
+        names = ("x", "y", "context", "observed", "visible", "factors", "spread")
         return dataclasses.replace(self, **{k: change(t) for k in names if (t := getattr(self, k)) is not None})
 
     def _hide(
@@ -445,6 +456,13 @@ class DataSet:
             _drawn_from=self.fingerprint,
         )
 
+    def _within_spread(self, seed: int) -> DataSet:
+        assert self.spread is not None
+        # RandomState's stream is frozen by NumPy's policy
+        noise = np.random.RandomState(seed).standard_normal(tuple(self.x.shape)).astype(np.float32)
+        x = self.x + self.spread * torch.from_numpy(noise).to(self.x.device)
+        return dataclasses.replace(self, x=x, spread=None)
+
     def _values(self) -> str:
         if self.binarize == "fixed":
             return "fixed binarization" + ("" if self.binarize_seed is None else f" (seed {self.binarize_seed})")
@@ -454,7 +472,8 @@ class DataSet:
             return "binary"
         if self.levels is not None:
             return f"{self.levels} levels " + ("in [0, 1]" if self.units == "unit" else f"0 to {self.levels - 1}")
-        return "continuous" + (" in [0, 1]" if self.units == "unit" else "")
+        drawn = "" if self.spread is None else ", drawn anew within their spread"
+        return "continuous" + (" in [0, 1]" if self.units == "unit" else "") + drawn
 
     def _masked(self) -> str:
         missing = "" if self.observed is None else f", {100 * self.missing:.3g}% missing"
@@ -576,6 +595,28 @@ class DataSet:
         if len(names) != self.factors.shape[1]:
             raise InputError(f"factor_names has {len(names)} names where {where} has {self.factors.shape[1]} columns")
         object.__setattr__(self, "factor_names", tuple(names))  # it is frozen
+
+    def _check_spread(self) -> None:
+        if self.spread is None:
+            return
+        where, spread = self._where("spread"), self.spread
+        if self.levels is not None or self.units != "raw" or self.observed is not None:
+            raise InputError(
+                f"{where} is of continuous numbers in units of their own, units='raw', all of them observed; x has "
+                + ("levels" if self.levels is not None else f"units={self.units!r}" if self.units != "raw" else "holes")
+            )
+        if spread.dtype != torch.float32 or spread.shape != self.x.shape or spread.device != self.x.device:
+            raise InputError(
+                f"{where} is {spread.dtype} {tuple(spread.shape)} on {spread.device}; give torch.float32 of the shape "
+                f"of x, {tuple(self.x.shape)}, on {self.x.device}"
+            )
+        refuse_non_finite(spread, where, self.columns)
+        if bool((spread < 0).any()):
+            index = [int(i) for i in (spread < 0).nonzero()[0]]
+            raise InputError(
+                f"{where}: {place(index, self.columns)} is {spread[tuple(index)].item():g}; standard deviations are 0 "
+                "or more"
+            )
 
     def _check_labels(self, y: Tensor) -> None:
         low, high = int(y.min()), int(y.max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -128,24 +129,47 @@ def encode(
         return encoding_of(model, guide, Source(hide_labels(model, data), model, guide), draws, chunk)
 
 
-def codes(model: Program, guide: Program, data: DataSet, *, seed: int = 0) -> DataSet:
+def codes(
+    model: Program,
+    guide: Program,
+    data: DataSet,
+    *,
+    draw: bool = False,
+    keep: Tensor | None = None,
+    seed: int = 0,
+) -> DataSet:
     """The data as what a guide makes of them, E_q[z | x] of all sites side by side, (N, Z), with their labels: a table
-    for another model, as M1+M2 stacks them. What is drawn by chance, as dynamic binarization, is drawn once.
+    for another model, as M1+M2 stacks them. What x is drawn by chance, as dynamic binarization, is drawn once.
 
     Args:
         model, guide: a trained pair.
         data: whose codes.
-        seed: of what is drawn.
+        draw: keep q's standard deviations too (`DataSet.spread`): every batch then has a fresh z ~ N(E_q[z | x],
+            diag Var_q[z | x]), which is q(z | x) itself of a mean-field guide, and `fixed` draws once.
+        keep: (Z,) bool, the dimensions that are kept, as ``active_units(model, guide, data).active["z"]``; None: all.
+        seed: of what is drawn here.
+
+    Raises:
+        InputError: `keep` of another length, or without a dimension.
     """
     code = encode(model, guide, data, seed=seed)
-    return DataSet.from_arrays(
-        torch.cat([mean.flatten(1) for mean in code.means.values()], 1).float(),
+    mean, scale = (torch.cat([t.flatten(1) for t in parts.values()], 1).float() for parts in (code.means, code.scales))
+    if keep is not None:
+        if keep.dtype != torch.bool or tuple(keep.shape) != (mean.shape[1],) or not bool(keep.any()):
+            raise InputError(
+                f"keep is {keep.dtype} {tuple(keep.shape)}, {int(keep.sum())} of it True; give torch.bool "
+                f"({mean.shape[1]},), a dimension each, one of them True or more"
+            )
+        mean, scale = mean[:, keep.cpu()], scale[:, keep.cpu()]
+    made = DataSet.from_arrays(
+        mean,
         data.y,
         context=data.context,
         name=f"codes of {data.name}",
         class_names=data.class_names,
         split=data.split,
     )
+    return dataclasses.replace(made, spread=scale) if draw else made
 
 
 def active_units(

@@ -20,6 +20,7 @@ from .radial import Radial
 from .semi_amortized import SemiAmortized
 from .shared import Shared
 from .spline import Spline
+from .stacked import Stacked
 from .structured import Structured
 from .sylvester import Sylvester
 
@@ -44,6 +45,7 @@ __all__ = [
     "SemiAmortized",
     "Shared",
     "Spline",
+    "Stacked",
     "Structured",
     "Sylvester",
     "TopDown",

@@ -7,6 +7,7 @@ from .gaussian_mixture import GaussianMixture
 from .hierarchical_vae import HierarchicalVAE
 from .m2 import M2
 from .semi_supervised_vae import SemiSupervisedVAE
+from .stacked import Stacked
 from .structured_vae import StructuredVAE
 from .vae import VAE
 
@@ -18,6 +19,7 @@ __all__ = [
     "GaussianMixture",
     "HierarchicalVAE",
     "SemiSupervisedVAE",
+    "Stacked",
     "StructuredVAE",
     "models",
 ]

@@ -18,7 +18,7 @@ from .base import Objective, Terms, objectives
 
 __all__ = ["SemiSupervised"]
 
-_HELD = ("x", "y", "context", "observed", "visible")
+_HELD = ("x", "y", "context", "observed", "visible", "spread")
 
 
 @objectives.register("semi-supervised")
