@@ -1,4 +1,4 @@
-"""What a hundred labels give without anything else: a classifier of the pair's encoder, and a support-vector machine."""
+"""What labels give without anything else: a classifier of the pair's encoder, and a support-vector machine."""
 
 from __future__ import annotations
 

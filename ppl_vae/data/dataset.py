@@ -63,7 +63,7 @@ class DataSet:
         visible: (N, \\*D) bool, the masks drawn by `fixed`.
         factors: (N, F) uint8 or int64 levels of what made each datum, counted from 0, where that is known.
         factor_names: their names; made from the numbers where they are not given.
-        spread: (N, \\*D) float32, standard deviations of continuous x in units of its own: a batch then has a fresh draw
+        spread: (N, \\*D) float32, standard deviations of continuous x in units of its own: a batch has fresh draws
             of N(x, spread²), as of codes that are known up to their posterior, and `fixed` draws once for all; None: x
             is what it is.
 
@@ -260,7 +260,7 @@ class DataSet:
         return Batch(x=converted, y=y, context=context, visible=visible, observed=observed, rows=rows)
 
     def fixed(self, seed: int = FIXED_SEED) -> DataSet:
-        """The same data with nothing left to chance: dynamic binarization, masks and values with a spread are drawn now,
+        """The same data with nothing left to chance: dynamic binarization, masks and `spread` are drawn now,
         once for all.
 
         The draw depends on `seed` and the data alone: it is the same on every device and leaves torch's and NumPy's

@@ -81,7 +81,7 @@ class Stacked(LatentModel):
         normal = q.base_dist if isinstance(q, Independent) else q
         if not isinstance(normal, Normal):
             raise InputError(
-                f"m2 has the likelihood {type(self.m2.likelihood).__name__}, which is no diagonal Gaussian of the codes; "
+                f"m2 has the likelihood {type(self.m2.likelihood).__name__}, no diagonal Gaussian of codes; "
                 "use likelihood='gaussian-learned'"
             )
         shape = (*normal.loc.shape[:-1], self.size)
