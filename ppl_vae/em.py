@@ -52,6 +52,8 @@ class EMResult:
         repairs: of all starts.
         starts: the objective that each start reached; NaN where it came to a singular component for good.
         best: which start this is.
+        empty: components that have no data, below 1e-8 of one: the mixture has so many fewer than were asked for, and
+            where these lie means nothing.
     """
 
     parameters: MixtureParameters
@@ -61,6 +63,7 @@ class EMResult:
     repairs: tuple[Repair, ...]
     starts: tuple[float, ...]
     best: int
+    empty: tuple[int, ...]
 
     @property
     def iterations(self) -> int:
@@ -104,7 +107,8 @@ def em(
         regularization: λ, 0 or more, in data: the penalty counts as λ data of variance V in each component.
         singular: what to do with a component whose variance in some direction is below 1e-10 of the data's, or that has
             no data where λ is 0: "repair" sets it to the datum that the others find least probable, with all data's
-            covariance, and says so in the result; "error" raises.
+            covariance, and says so in the result; "error" raises. Where λ is above 0 a component may lose its data for
+            good, as the penalty is less the wider it is: it stays, and the result's `empty` names it, or "error" raises.
         start: responsibilities (N, K) or labels (N,) to begin with, for one start with an M-step of them.
         seed: of the starts.
 
@@ -152,6 +156,12 @@ def em(
             raise InputError(str(runs[0].error))
         best = max(good, key=lambda i: reached[i])
         run = runs[best]
+        empty = tuple(int(k) for k in (run.parameters.log_weights.exp() * len(x) < _EMPTY).nonzero())
+        if empty and singular == "error":
+            raise InputError(
+                f"component {empty[0]} of {model.components} is empty after {len(run.history) - 1} iterations; use "
+                f"fewer components, or regularization below {regularization:g}"
+            )
         model.set_parameters(run.parameters)
         return EMResult(
             parameters=run.parameters,
@@ -161,6 +171,7 @@ def em(
             repairs=tuple(repair for each in runs for repair in each.repairs),
             starts=reached,
             best=best,
+            empty=empty,
         )
 
 
@@ -248,17 +259,22 @@ class _Fit:
     ) -> MixtureParameters:
         """Without singular components; those that there were are added to `repairs`."""
         n = parameters.log_weights.exp() * len(self.x)
-        bad = self._least(parameters.scale) < _SINGULAR
-        if not self.regularization:
-            bad = bad | (n < _EMPTY)
+        singular = self._least(parameters.scale) < _SINGULAR
+        # under a penalty a component without data has a spread, and may be the maximum: it stays, and `em` says so
+        bad = singular if self.regularization else singular | (n < _EMPTY)
+        tied = self.covariance == "tied"
         if not bool(bad.any()):
             return parameters
         found = [int(k) for k in bad.nonzero()]
-        words = (
-            f"component {found[0]} of {self.components} is singular after {iteration} iterations: its "
-            f"{float(n[found[0]]):.3g} data have no spread in some direction"
-        )
-        if self.covariance == "tied" or bool(bad.all()):
+        what = f"component {found[0]} of {self.components} is"
+        share = float(n[found[0]])
+        if share < _EMPTY:
+            words = f"{what} empty after {iteration} iterations: it has {share:.3g} data"
+        else:
+            words = (
+                f"{what} singular after {iteration} iterations: its {share:.3g} data have no spread in some direction"
+            )
+        if (tied and bool(singular.any())) or bool(bad.all()):
             raise InputError(f"{words}; use fewer components, or regularization={max(self.regularization, 1e-3)!r}")
         if not self.repair or len(repairs) >= 10 * self.components:
             raise InputError(
@@ -275,7 +291,9 @@ class _Fit:
         weights, loc, scale = parameters.log_weights.exp(), parameters.loc.clone(), parameters.scale.clone()
         for row, k in zip(rows, found, strict=True):
             repairs.append(Repair(number, iteration, k, float(n[k])))
-            weights[k], loc[k], scale[k] = 1.0 / self.components, self.x[row], self.overall
+            weights[k], loc[k] = 1.0 / self.components, self.x[row]
+            if not tied:
+                scale[k] = self.overall
         return MixtureParameters((weights / weights.sum()).log(), loc, scale)
 
     def _least(self, scale: Tensor) -> Tensor:

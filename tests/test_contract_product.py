@@ -335,7 +335,7 @@ every_prior = pytest.mark.parametrize(
 
 @every_prior
 def test_every_prior(prior_name: str, model_name: str, guide_name: str, objective_name: str) -> None:
-    if refusal(model_name, guide_name, objective_name):
+    if is_refused(model_name, guide_name, objective_name):
         return
     model = with_prior(prior_name, model_name)
     guide = make_guide(guide_name, model_name, model)

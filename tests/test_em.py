@@ -232,3 +232,36 @@ def test_labels_are_a_start() -> None:
     ours = em(model_of(), x, start=labels, iterations=3, tolerance=0)
     theirs = em(model_of(), x, start=torch.nn.functional.one_hot(labels, 3).double(), iterations=3, tolerance=0)
     assert ours.history == theirs.history
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_an_empty_component_is_reported_whatever_the_regularization(covariance: Covariance) -> None:
+    """Responsibilities that leave the last component without data: under a penalty it stays so, the others are what two
+    alone are, and the result names it; without one it is made anew. Or it is an error."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.randn(40, 2, generator=generator, dtype=torch.float64) + 5.0 * k for k in range(3)])
+    start = torch.zeros(len(x), 3, dtype=torch.float64)
+    start[:60, 0] = start[60:, 1] = 1.0
+
+    result = em(GaussianMixture(3, 2, covariance=covariance), x, start=start)
+    two = em(GaussianMixture(2, 2, covariance=covariance), x, start=start[:, :2])
+    assert result.empty == (2,)
+    assert two.empty == ()
+    assert not result.repairs
+    assert torch.allclose(result.parameters.loc[:2], two.parameters.loc, rtol=0, atol=1e-9)
+    assert torch.allclose(result.parameters.scale[:2], two.parameters.scale, rtol=0, atol=1e-9)
+    assert result.log_likelihood == pytest.approx(two.log_likelihood, abs=1e-9)
+
+    anew = em(GaussianMixture(3, 2, covariance=covariance), x, start=start, regularization=0.0)
+    assert anew.repairs[0][:3] == (0, 0, 2)
+    assert anew.repairs[0].data < 1e-100
+    assert anew.empty == ()
+    for regularization in (1e-3, 0.0):
+        with pytest.raises(InputError, match=r"component 2 of 3 is empty after \d+ iterations"):
+            em(
+                GaussianMixture(3, 2, covariance=covariance),
+                x,
+                start=start,
+                regularization=regularization,
+                singular="error",
+            )

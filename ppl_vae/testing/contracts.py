@@ -413,10 +413,12 @@ def _is_random(guide: Guide, batch: Batch) -> bool:
 
 
 def _is_summed(model: LatentModel, guide: Guide, batch: Batch) -> bool:
-    """Whether all sites of the guide are enumerated: an objective that sums over their values has no random number."""
+    """Whether all sites of the guide are enumerated, but for point masses: an objective that sums over their values has
+    no random number."""
     with _naming("log_weights"), torch.no_grad():
         w = log_weights(model, guide, batch)
-    return set(w.log_guide) == set(w.enumerated)
+        points = point_masses(poutine.trace(guide).get_trace(batch)) if w.enumerated else ()
+    return set(w.log_guide) == {*w.enumerated, *points}
 
 
 def _check_seeds(draw: Callable[[], Values], what: str, drawn: str, random: bool | None = True) -> None:
