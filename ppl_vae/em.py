@@ -108,7 +108,7 @@ def em(
         singular: what to do with a component whose variance in some direction is below 1e-10 of the data's, or that has
             no data where λ is 0: "repair" sets it to the datum that the others find least probable, with all data's
             covariance, and says so in the result; "error" raises. Where λ is above 0 a component may lose its data for
-            good, as the penalty is less the wider it is: it stays, and the result's `empty` names it, or "error" raises.
+            good, as the penalty is less the wider it is: it stays, and the result's `empty` names it; "error" raises.
         start: responsibilities (N, K) or labels (N,) to begin with, for one start with an M-step of them.
         seed: of the starts.
 
