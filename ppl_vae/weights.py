@@ -24,7 +24,7 @@ from .isolation import cuda_in, swapped, tensors_in, untouched
 from .stopping import Stopped, leaves
 from .validation import validation
 
-__all__ = ["LogWeights", "Program", "check_pair", "log_weights", "particle_plate"]
+__all__ = ["LogWeights", "Program", "check_pair", "log_weights", "particle_plate", "weights_and_trace"]
 
 Program: TypeAlias = Callable[..., Any]
 """A Pyro program: a module or a function that obeys the plate rule, one unscaled data plate at dimension -1."""
@@ -187,6 +187,14 @@ def log_weights(
         return _score_stopped(model, guide, args, kwargs, particles, enumerate)
     model_trace, guide_trace = _trace_pair(model, guide, args, kwargs, particles, enumerate)
     return _score(model_trace, guide_trace, particles)
+
+
+def weights_and_trace(
+    model: Program, guide: Program, *args: Any, particles: int = 1, enumerate: bool = True, **kwargs: Any
+) -> tuple[LogWeights, Trace]:
+    """`log_weights`, and the model's run that they were scored from, whose sites hold the distribution of x too."""
+    model_trace, guide_trace = _trace_pair(model, guide, args, kwargs, particles, enumerate)
+    return _score(model_trace, guide_trace, particles), model_trace
 
 
 def check_pair(

@@ -15,7 +15,7 @@ from ppl_vae.core import Guide, LatentModel, LatentSpec
 from ppl_vae.data import DataSet
 from ppl_vae.errors import InputError
 from ppl_vae.evaluate import encode
-from ppl_vae.evaluate.latent_space import adjusted_rand, decode, interpolate
+from ppl_vae.evaluate.latent_space import adjusted_rand, clusters, decode, interpolate, linear_probe
 from ppl_vae.explore import _as_classes, explore
 from ppl_vae.networks import Condition
 
@@ -64,6 +64,24 @@ def test_pictures_and_numbers_of_a_pair(tmp_path: Path) -> None:
     assert [row["what"] for row in rows] == [each["what"] for each in values["numbers"]] == list(by_name)
     with pytest.raises(InputError, match="already; give another"):
         found.write(tmp_path / "out")
+
+
+def test_clusters_and_probe_are_fitted_to_the_training_data() -> None:
+    model, guide = pair()
+    train, test = data(80, 0), data(61, 2)
+    by_name = {each.what: each.value for each in explore(model, guide, train, test, seeds=2).numbers}
+    codes, held = (encode(model, guide, each).means["z"] for each in (train, test))
+    assert train.y is not None
+    assert test.y is not None
+    probe = "linear probe on codes, 3 numbers: accuracy"
+    assert by_name[probe] == linear_probe(codes, train.y, held, test.y).accuracy
+    assert by_name[probe] != linear_probe(held, test.y, held, test.y).accuracy
+    found = clusters(codes, held, test.y, seeds=2, seed=0)
+    wrong = clusters(held, held, test.y, seeds=2, seed=0)
+    for right, other in zip(found, wrong, strict=True):
+        value = by_name[f"{right.method}, {right.count} clusters: adjusted Rand index"]
+        assert value == right.mean
+        assert value != other.mean
 
 
 def test_without_labels_there_is_a_sentence() -> None:

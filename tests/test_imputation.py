@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ppl_vae import ELBO, IWAE, Batch, InputError, fit, guides, likelihoods, log_marginal, models, networks
 from ppl_vae.data import DataSet
 from ppl_vae.evaluate import impute, kl_to_complete, log_missing
+from ppl_vae.evaluate.imputation import _Kept
 from ppl_vae.testing import LinearGaussian, LinearGaussianPosterior
 
 N, D = 40, 5
@@ -171,6 +172,48 @@ def test_without_weights_they_are_the_guides() -> None:
     torch.testing.assert_close(made.ess, torch.full((N,), 2000.0, dtype=torch.float64))
 
 
+def test_imputations_of_one_particle_have_noise_of_their_own() -> None:
+    """x = W z + b + σ ε of one z: 300 draws of each hidden element have variance σ², within 4.5 √(2/n)."""
+    x, mask = some()
+    guide = LinearGaussianPosterior(MODEL, widen=1.3)
+    made = impute(MODEL, guide, Batch(x=x, visible=mask), draws=300, particles=1, seed=0)
+    assert bool((made.means == made.means[:1]).all())
+    noise = ((made.draws - made.means) / MODEL.sigma)[:, ~mask]
+    assert abs(float(noise.square().mean()) - 1.0) < 4.5 * math.sqrt(2 / noise.numel())
+    torch.testing.assert_close(made.mean, made.means[0])
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_each_particle_is_decoded_once(weighted: bool) -> None:
+    """50 particles of 3 data, in pieces of 20, and then the 4 that were taken."""
+    torch.manual_seed(0)
+    model = models.VAE(networks.decoder("mlp", 2, (D,), 1, (4,)), likelihoods.GaussianLearned((D,)), 2)
+    guide = guides.MeanField(model, networks.encoder("mlp", (D,), (4,)))
+    seen: list[int] = []
+    model.decoder.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].shape[:-1].numel()))
+    visible = torch.tensor([True, True, False, False, False]).expand(3, D)
+    made = impute(model, guide, Batch(x=torch.ones(3, D), visible=visible), 4, 50, chunk=60, weighted=weighted, seed=0)
+    assert made.particles == 50
+    # 50 particles a datum fill a piece: one datum at a time
+    assert seen[-6:] == [50, 4] * 3
+    assert len(seen) - 6 == (1 if weighted else 0)  # the check of the pair
+
+
+def test_pieces_are_merged_as_the_whole() -> None:
+    """Weights that grow and fall by hundreds of nats from piece to piece, against the sums of all at once."""
+    torch.manual_seed(0)
+    log_w = 100.0 * torch.tensor([0.0, 3.0, 1.0, 3.01]).repeat_interleave(5).unsqueeze(1) + torch.randn(20, 3).double()
+    mean = torch.randn(20, 3, D).double()
+    kept = _Kept(2)
+    for piece in torch.arange(20).split(5):
+        kept.update(log_w[piece], mean[piece], {"z": mean[piece]})
+    weight = log_w.softmax(0)
+    batch = Batch(x=torch.zeros(3, D).double(), visible=torch.zeros(3, D, dtype=torch.bool))
+    _, _, merged, _, ess = kept.finish(batch, mean[:2], mean[:2])
+    torch.testing.assert_close(merged, (weight.unsqueeze(-1) * mean).sum(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ess, 1 / weight.square().sum(0), rtol=1e-12, atol=0)
+
+
 def test_what_is_hidden_is_not_looked_at() -> None:
     x, mask = some()
     guide = LinearGaussianPosterior(MODEL)
@@ -179,6 +222,15 @@ def test_what_is_hidden_is_not_looked_at() -> None:
     assert torch.equal(one.draws, two.draws)
     assert torch.equal(one.mean, two.mean)
     assert not torch.equal(one.draws, impute(MODEL, guide, Batch(x=x, visible=mask), 3, 50, seed=1).draws)
+
+
+def test_the_two_terms_of_log_missing_have_seeds_of_their_own() -> None:
+    x, mask = some()
+    guide = LinearGaussianPosterior(MODEL, widen=1.3)
+    result = log_missing(MODEL, guide, Batch(x=x, visible=mask), particles=20, seed=5)
+    assert torch.equal(result.whole.log_px, log_marginal(MODEL, guide, Batch(x=x), 20, seed=5).log_px)
+    assert torch.equal(result.visible.log_px, log_marginal(MODEL, guide, part(x, mask), 20, seed=6).log_px)
+    assert torch.equal(result.log_p, result.whole.log_px - result.visible.log_px)
 
 
 def test_log_missing_is_exact_within_its_error() -> None:

@@ -6,10 +6,10 @@ import warnings
 import pytest
 import torch
 
-from ppl_vae import DataSet, evaluate, fit, models
+from ppl_vae import DataSet, evaluate, fit, log_weights, models, to_arviz
 from ppl_vae.data import DataSplits, load
 from ppl_vae.errors import InputError
-from ppl_vae.evaluate import classify, codes, encode, impute, log_marginal, log_missing, reconstruct
+from ppl_vae.evaluate import at_points, classify, codes, encode, impute, log_marginal, log_missing, reconstruct
 from ppl_vae.explore import _draws, _Here
 from ppl_vae.guides import Classified, FullRank, Local
 from ppl_vae.objectives import IWAE, SemiSupervised
@@ -100,6 +100,30 @@ def test_labels_are_hidden_wherever_x_is_looked_at(model: str) -> None:
         for k, (one, other) in enumerate(zip(found(y), right, strict=True)):
             assert torch.equal(one, other), k
     assert torch.equal(codes(*pair, test).y, test.y)
+
+
+def test_labels_are_hidden_from_points_and_from_what_arviz_gets() -> None:
+    """Right labels, wrong ones and none give the same numbers; what ArviZ is told of the data are its own labels."""
+    point, drawn = made(guide="delta", objective="elbo"), made()
+    test = point.data.test.take(range(6))
+    wrong = dataclasses.replace(test, y=(test.y + 1) % 10)
+    first = at_points(point.model, point.guide, test)
+    assert not torch.equal(first.log_likelihood, _at_labels(point, test))
+    tree = to_arviz(drawn.model, drawn.guide, test, 3, seed=0)
+    assert tree["constant_data"]["y"].values.tolist() == test.y.tolist()
+    assert len(set(tree["posterior"]["y"].values[0, :, 0].tolist()) | {int(test.y[0])}) > 1
+    for data in (wrong, wrong.batch(), test.hide_labels()):
+        assert torch.equal(at_points(point.model, point.guide, data).log_likelihood, first.log_likelihood)
+        other = to_arviz(drawn.model, drawn.guide, data, 3, seed=0)
+        for name in ("y", "z"):
+            assert (other["posterior"][name].values == tree["posterior"][name].values).all()
+        assert other["constant_data"]["y"].values.tolist() == data.y.tolist()
+
+
+def _at_labels(ready: Ingredients, data: DataSet) -> torch.Tensor:
+    """log p(x | m(x)) where a label is seen."""
+    torch.manual_seed(0)
+    return log_weights(ready.model, ready.guide, data.batch(), enumerate=False).log_likelihood[0].detach().double()
 
 
 def test_labels_are_hidden_from_what_is_explored() -> None:

@@ -19,6 +19,7 @@ from ..data import DataSet
 from ..errors import InputError
 from ..evaluate.chunked import Data, Source, chunk_for, device_of, evaluation, spans
 from ..evaluate.generation import generation
+from ..labels import hide_labels
 from ..objectives.base import check_particles
 from ..weights import LogWeights, Program, log_weights, particle_plate
 from ._arviz import container
@@ -55,6 +56,8 @@ def to_arviz(
     constant_data        y, context, visible, observed: those that there are
     ==================== ============================================================================================
 
+    Of a model with a latent class, as `models.M2`, labels are hidden from the pair, as by `evaluate`.
+
     The draws are those of the guide, with equal weights; exp(log_w) carries them to the posterior itself. They are
     independent and make one chain: R-hat has no meaning here, see `summary`. Everything is held in memory, (draws +
     prior_draws) · N · (size of x + size of z) numbers: for large data take some rows, ``data.take(range(100))``.
@@ -81,7 +84,7 @@ def to_arviz(
     batches: list[Batch] = []
 
     with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
-        source = Source(data, model, guide)
+        source = Source(hide_labels(model, data), model, guide)
         source.check(model, guide)
 
         def run(batch: Batch, count: int) -> tuple[LogWeights, Tensor]:
@@ -109,7 +112,9 @@ def to_arviz(
                 for name in posterior.names():
                     prior.put(name, values[name], posterior.event(name), *at)
 
-    whole = _join(batches)
+    # labels that were hidden from the pair are the data's all the same
+    y = None if isinstance(data, Tensor) or data.y is None else data.y.cpu()
+    whole = _join(batches)._replace(y=y)
     coords: dict[str, Any] = {"datum": np.arange(source.size) if whole.rows is None else whole.rows.numpy()}
     if isinstance(source.data, DataSet) and source.data.columns:
         coords["feature"] = list(source.data.columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..errors import InputError, check_count
 from ..labels import hide_labels
 from ..masks import check_masks, known
 from ..objectives.base import check_particles
-from ..weights import Program, log_weights, particle_plate
+from ..weights import Program, particle_plate, weights_and_trace
 from .chunked import Data, Source, chunk_for, device_of, evaluation, spans
 from .estimates import Estimate
 from .importance import LogMarginal, log_marginal
@@ -95,8 +96,9 @@ def impute(
         w_k = \frac{p(x_\text{vis}, z_k)}{q(z_k \mid x_\text{vis})}, \quad \tilde w_k = \frac{w_k}{\sum_j w_j}
 
     K particles are drawn from the guide, which sees what is visible; an imputation takes one of them with probability
-    w̃_k, and then x from p(x | z_k): sampling importance resampling, whose draws tend to p(x_mis | x_vis) as K grows,
-    however good the guide is. Particles are looked at as they come: memory does not grow with K.
+    w̃_k, and then x from p(x | z_k), each a draw of its own: sampling importance resampling, whose draws tend to
+    p(x_mis | x_vis) as K grows, however good the guide is. Particles are looked at as they come: memory does not grow
+    with K.
     Of a model with a latent class, as `models.M2`, labels are hidden from the pair, as by `evaluate`.
 
     Args:
@@ -123,21 +125,23 @@ def impute(
         if weighted:
             source.check(model, guide, density=True)
 
-        def propose(batch: Batch, count: int) -> tuple[Tensor, Tensor, Tensor]:
-            """log w (K, N); E[x | z] and a draw of x, (K, N, \\*D)."""
+        def decoded(batch: Batch, z: Mapping[str, Tensor], count: int) -> Any:
+            """p(x | z), of z (K, N, \\*event)."""
+            with particle_plate(count):
+                return _x_of(poutine.trace(poutine.condition(model, data=dict(z))).get_trace(batch))
+
+        def propose(batch: Batch, count: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            """log w (K, N), E[x | z] (K, N, \\*D) and z, (K, N, \\*event) by site."""
             batch = known(batch)
             if weighted:
-                w = log_weights(model, guide, batch, particles=count, enumerate=False)
-                log_w, z = w.log_w, dict(w.draws)
+                w, trace = weights_and_trace(model, guide, batch, particles=count, enumerate=False)
+                log_w, z, mean = w.log_w, dict(w.draws), _x_of(trace).mean
             else:
                 with particle_plate(count):
                     z = {name: site["value"] for name, site in latent_sites(guide, batch).items()}
-                log_w = next(iter(z.values())).new_zeros(count, batch.size)
-            with particle_plate(count):
-                trace: Any = poutine.trace(poutine.condition(model, data=z)).get_trace(batch)
-            x = _x_site(trace)
+                log_w, mean = torch.zeros(count, batch.size, device=source.device), decoded(batch, z, count).mean
             left = (count, batch.size)
-            return log_w.expand(left), *(t.expand(*left, *t.shape[2:]) for t in (x["fn"].mean, x["fn"].sample()))
+            return log_w.expand(left), _spread(mean, left), {name: _spread(value, left) for name, value in z.items()}
 
         size = chunk_for(propose, source, particles, chunk)
         parts = []
@@ -146,7 +150,13 @@ def impute(
             kept = _Kept(draws)
             for a, b in spans(particles, size.particles):
                 kept.update(*propose(batch, b - a))
-            parts.append([t.cpu() for t in kept.finish(batch)])
+            # each imputation a draw of its own, of the same z too
+            xs = []
+            for a, b in spans(draws, size.particles):
+                p = decoded(batch, {name: value[a:b] for name, value in kept.z.items()}, b - a)
+                xs.append([_spread(t, (b - a, batch.size)) for t in (p.sample(), p.mean)])
+            drawn, means = (torch.cat(each) for each in zip(*xs, strict=True))
+            parts.append([t.cpu() for t in kept.finish(batch, drawn, means)])
     (drawn, means), (mean, visible, ess) = (
         [torch.cat(each, axis) for each in zip(*(part[which] for part in parts), strict=True)]
         for axis, which in ((1, slice(0, 2)), (0, slice(2, 5)))
@@ -203,17 +213,18 @@ def _refuse_unmasked(batch: Batch) -> None:
 
 
 class _Kept:
-    """The draws and the mean of weighted particles that come in pieces. The largest of log w + a Gumbel number is a
-    draw in proportion to w, and the largest so far is all that must be kept."""
+    """Draws among weighted particles that come in pieces, and their mean. The largest of log w + a Gumbel number is a
+    draw in proportion to w, and the z of the largest so far is all that must be kept."""
 
     def __init__(self, draws: int) -> None:
         self.draws = draws
         self.count = 0
-        self.best = self.x = self.means = torch.empty(0)
+        self.best = torch.empty(0)
+        self.z: dict[str, Tensor] = {}
         self.shift = self.total = self.squares = self.sum = torch.empty(0)
 
-    def update(self, log_w: Tensor, mean: Tensor, x: Tensor) -> None:
-        """log w (k, N); E[x | z] and x, (k, N, \\*D)."""
+    def update(self, log_w: Tensor, mean: Tensor, z: Mapping[str, Tensor]) -> None:
+        """log w (k, N), E[x | z] (k, N, \\*D) and z, (k, N, \\*event) by site."""
         log_w = log_w.double()
         first = self.count == 0
         self.count += log_w.shape[0]
@@ -222,13 +233,13 @@ class _Kept:
         value, place = (torch.cat(each) for each in zip(*found, strict=True))  # (M, N)
         rows = torch.arange(log_w.shape[1], device=log_w.device)
         if first:
-            self.best, self.x, self.means = value, x[place, rows], mean[place, rows]
+            self.best, self.z = value, {name: each[place, rows] for name, each in z.items()}
         else:
             better = value > self.best
             self.best = torch.where(better, value, self.best)
-            wide = better.view(*better.shape, *(1,) * (x.dim() - 2))
-            self.x = torch.where(wide, x[place, rows], self.x)
-            self.means = torch.where(wide, mean[place, rows], self.means)
+            for name, each in z.items():
+                wide = better.view(*better.shape, *(1,) * (each.dim() - 2))
+                self.z[name] = torch.where(wide, each[place, rows], self.z[name])
         # sums, relative to the largest weight so far
         shift = log_w.amax(0) if first else torch.maximum(self.shift, log_w.amax(0))
         weight = (log_w - shift).exp()
@@ -246,16 +257,21 @@ class _Kept:
         value, place = (log_w - (-uniform.log()).log()).max(1)
         return value, place
 
-    def finish(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Draws, means, mean, what is visible, effective number of particles."""
+    def finish(self, batch: Batch, drawn: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Draws, means, mean, what is visible, effective number of particles, of x and E[x | z] (M, N, \\*D)."""
         assert batch.x is not None
         assert batch.visible is not None
         mean = (self.sum / self.total.view(-1, *(1,) * (self.sum.dim() - 1))).to(batch.x.dtype)
-        drawn, means, mean = (torch.where(batch.visible, batch.x, t.to(mean.dtype)) for t in (self.x, self.means, mean))
+        drawn, means, mean = (torch.where(batch.visible, batch.x, t.to(mean.dtype)) for t in (drawn, means, mean))
         return drawn, means, mean, batch.visible, self.total.square() / self.squares
 
 
-def _x_site(trace: Any) -> Any:
+def _spread(value: Tensor, left: tuple[int, int]) -> Tensor:
+    return value.expand(*left, *value.shape[2:])
+
+
+def _x_of(trace: Any) -> Any:
+    """p(x | z) in a run of the model."""
     if "x" not in trace.nodes:
         raise InputError(f"the model has no site named 'x'; it has {list(trace.nodes)}")
     site = trace.nodes["x"]
@@ -263,4 +279,4 @@ def _x_site(trace: Any) -> Any:
         site["fn"].mean  # noqa: B018
     except NotImplementedError:
         raise InputError(f"p(x | z) is {site['fn']}, which has no mean: draws of it cannot be averaged") from None
-    return site
+    return site["fn"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
+from ..labels import hide_labels
 from ..weights import Program, log_weights
 from .chunked import Data, Source, chunk_for, device_of, evaluation, spans
 from .estimates import Estimate
@@ -69,6 +70,8 @@ def at_points(model: Program, guide: Program, data: Data, chunk: int | None = No
     Neither is a bound on log p(x), and values of different models or of different numbers of latent dimensions are no
     comparison of the models: a density at a point depends on the units of z.
 
+    Of a model with a latent class, as `models.M2`, labels are hidden from the pair, as by `evaluate`.
+
     Args:
         model, guide, data, chunk: as in `log_marginal`. Of a guide that draws, one draw a datum is taken.
 
@@ -76,7 +79,7 @@ def at_points(model: Program, guide: Program, data: Data, chunk: int | None = No
         InputError: a pair that breaks a rule, data outside of the support, a latent site shared by all data.
     """
     with evaluation(model, guide, seed=0, device=device_of(model, guide)):
-        source = Source(data, model, guide)
+        source = Source(hide_labels(model, data), model, guide)
         source.check(model, guide)
 
         def terms(batch: Batch, particles: int) -> tuple[Tensor, Tensor]:
