@@ -1103,7 +1103,7 @@ def diagnose(
         checks=checks,
         budget=budget,
         options=None if data_points is None else {check.name: {"data": data_points} for check in wanted},
-        name=f"{opened.pair.model_label}, {opened.pair.guide_label}: {run.resolve().name}",
+        name=f"{opened.pair.model_label}, {opened.pair.guide_label}",
         seed=seed,
         progress=not quiet,
         compile=compile,

@@ -872,3 +872,49 @@ def test_a_model_with_the_guides_own_prior_is_trained_and_cannot_be_held(folder:
     done = call("compare", "--fixed-decoder", "run", "--guides", "mean-field", "--out", "compared")
     assert done.code != 0
     assert "is made of its own guide" in done.message
+
+
+def test_diagnose_writes_a_page_numbers_and_draws(digits_run: Path) -> None:
+    checks = ["--checks", "sbc,latent_checks", "--budget", "quick"]
+    files = ["--out", "page.html", "--json", "numbers.json", "--netcdf", "all.nc"]
+    done = good("diagnose", digits_run, *checks, *files)
+    assert "dimensions" in done.out
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert "ppl-vae diagnose" in page
+    assert "--checks sbc,latent_checks --budget quick --seed 0" in page
+    numbers = json.loads(Path("numbers.json").read_text(encoding="utf-8"))
+    assert numbers["seed"] == 0
+    assert set(numbers["findings"]) | set(numbers["left_out"]) == {"sbc", "latent_checks"}
+    assert json.loads(from_netcdf("all.nc").attrs["diagnosis"])["verdicts"] == numbers["verdicts"]
+    again = good("diagnose", digits_run, *checks, "--out", "again.html", "--json", "again.json", "--quiet")
+    assert again.out == "again.html\n"
+    assert json.loads(Path("again.json").read_text(encoding="utf-8"))["verdicts"] == numbers["verdicts"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--checks", "kaht"], "checks='kaht' is not known; did you mean 'khat'?"),
+        (
+            ["--budget", "huge"],
+            "budget='huge' is not known; did you mean 'thorough'? choose one of: quick, standard, thorough",
+        ),
+        (["--data-points", "0"], "data_points=0 must be a whole number, 1 or more"),
+        (["--out", "page.pdf"], "out='page.pdf' must end in .html"),
+        (["--split", "all"], "split='all' is not known; choose one of: test, train"),
+    ],
+)
+def test_diagnose_refuses_what_it_cannot_do(digits_run: Path, wrong: list[str], message: str) -> None:
+    done = call("diagnose", digits_run, *wrong)
+    assert done.code == 2
+    assert message in done.message
+
+
+def test_diagnose_says_what_to_do_with_a_run_of_another_version(digits_run: Path, folder: Path) -> None:
+    shutil.copytree(digits_run, folder / "old")
+    config = json.loads((folder / "old" / "run.json").read_text(encoding="utf-8"))
+    (folder / "old" / "run.json").write_text(json.dumps({**config, "format": 0}), encoding="utf-8")
+    done = call("diagnose", "old")
+    assert done.code == 2
+    assert "has format 0" in done.message
+    assert f"open it with the version that wrote it, {config['versions']['ppl_vae']}" in done.message

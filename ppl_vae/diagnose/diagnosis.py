@@ -35,6 +35,7 @@ __all__ = ["Diagnosis", "LeftOut", "diagnose"]
 KIND = "diagnosis"
 FORMAT = 1
 
+_SAID = 3
 _CHECKED = 4096
 _ARVIZ_DATA = 50
 _ARVIZ_DRAWS = 200
@@ -113,10 +114,12 @@ class Diagnosis:
         return math.fsum(verdict.false_alarm or 0.0 for verdict in self.verdicts())
 
     def headline(self) -> str:
-        """The faults in one sentence; or that there are none."""
+        """The gravest faults in one sentence; or that there are none."""
         verdicts = self.verdicts()
         if faults := [verdict.says for verdict in verdicts if verdict.fault]:
-            return sentence("; ".join(_clause(says) for says in faults))
+            more = len(faults) - _SAID
+            rest = [f"and {more} more fault{'s' if more > 1 else ''}"] if more > 0 else []
+            return sentence("; ".join([*map(_clause, faults[:_SAID]), *rest]))
         if not verdicts:
             return "Nothing can be said: no check gave an answer."
         doubts = sum(verdict.fault is None for verdict in verdicts)

@@ -190,7 +190,8 @@ def verdict_list(verdicts: Iterable[Verdict], names: Mapping[str, str] | None = 
     for verdict in verdicts:
         link = (names or {}).get(verdict.check)
         of = f' · <a href="#{escape(link)}">{escape(verdict.check)}</a>' if link else f" · {escape(verdict.check)}"
-        about = "" if verdict.speaks_of == "these data" else f" It speaks of {escape(verdict.speaks_of)}."
+        said = verdict.speaks_of == "these data" or verdict.speaks_of in verdict.says
+        about = "" if said else f" It speaks of {escape(verdict.speaks_of)}."
         advice = (
             f'<p class="try"><b>Try:</b> {escape(sentence(verdict.advice))}</p>' if advised and verdict.advice else ""
         )

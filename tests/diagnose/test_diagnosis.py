@@ -213,3 +213,34 @@ def test_every_check_can_be_loaded_and_takes_its_options() -> None:
             settings = check.settings(budget, {})  # type: ignore[arg-type]
             assert settings["data"] >= 0
             check.settings(budget, settings)  # type: ignore[arg-type]
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "khat": {"particles": 100},
+    "inference_gap": {"data": 6, "particles": 50, "temperatures": 10, "chains": 2, "steps": 2, "updates": 20},
+    "reference": {"rows": 2, "chains": 2, "draws": 100, "warmup": 50, "steps": 2},
+    "sbc": {"simulations": 100, "draws": 19},
+    "c2st": {"simulations": 100, "draws": 19},
+    "latent_checks": {"size": 100, "permutations": 99},
+    "predictive_check": {"data": 40},
+    "loo": {"data": 40, "particles": 100},
+    "bdmc": {"data": 6, "temperatures": 10, "chains": 2, "steps": 2},
+}
+
+
+@pytest.mark.slow
+def test_every_verdict_is_documented_with_its_threshold_and_false_alarm_rate() -> None:
+    """All checks give an answer of a plain pair; the table of docs/diagnose.md has a row for each verdict."""
+    few, many = trained.data("fixed", n=120), trained.data("fixed", n=120, seed=1)
+    found = ppl_vae.diagnose(*trained.pair(), few, train=many, options=SMALL)
+    assert not found.left_out
+    page = (Path(__file__).parents[2] / "docs" / "diagnose.md").read_text(encoding="utf-8")
+    rows = dict(line.strip("| \n").split(" | ", 1) for line in page.splitlines() if line.startswith("| "))
+    for verdict in found.verdicts():
+        statistic, threshold, alarms = rows[verdict.check].split(" | ")
+        assert statistic == verdict.statistic
+        known = "not known" if verdict.false_alarm is None else f"{100 * verdict.false_alarm:.3g}%"
+        assert alarms == known
+        if not threshold.startswith("what chance makes"):
+            assert float(threshold) == pytest.approx(verdict.threshold, abs=6e-4)
+    assert set(found.findings) == set(CHECKS)
