@@ -118,8 +118,8 @@ class Diagnosis:
         verdicts = self.verdicts()
         if faults := [verdict.says for verdict in verdicts if verdict.fault]:
             more = len(faults) - _SAID
-            rest = [f"and {more} more fault{'s' if more > 1 else ''}"] if more > 0 else []
-            return sentence("; ".join([*map(_clause, faults[:_SAID]), *rest]))
+            others = [f"and {more} more fault{'s' if more > 1 else ''}"] if more > 0 else []
+            return sentence("; ".join([*map(_clause, faults[:_SAID]), *others]))
         if not verdicts:
             return "Nothing can be said: no check gave an answer."
         doubts = sum(verdict.fault is None for verdict in verdicts)
