@@ -31,8 +31,18 @@ def counts() -> DataSet:
     return DataSet.from_arrays(x, torch.arange(24) % 3, name="counts")
 
 
-@pytest.mark.parametrize("likelihood", sorted(likelihoods))
-@pytest.mark.parametrize("network", ["mlp", "conv", "residual", "partial"])
+NETWORKS = ("mlp", "conv", "residual", "partial")
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "network"),
+    [
+        # each likelihood with one network and each network with several likelihoods; the rest is slow
+        (name, network) if k % 4 == NETWORKS.index(network) else pytest.param(name, network, marks=pytest.mark.slow)
+        for k, name in enumerate(sorted(likelihoods))
+        for network in NETWORKS
+    ],
+)
 def test_every_likelihood_with_every_network(likelihood: str, network: Any) -> None:
     data = counts() if likelihoods.get(likelihood).units == "counts" else images(likelihood)
     if data.x.dim() == 2 and network in ("conv", "partial"):

@@ -7,7 +7,6 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from torch._inductor import config as inductor_config
 
 from ppl_vae import Batch, Guide, LatentModel, Objective, guides, likelihoods, models, networks, objectives, priors
 from ppl_vae.build import build_guide
@@ -240,10 +239,22 @@ def test_every_traced_step_is_the_eager_step(model_name: str, guide_name: str) -
     with_every_objective(test_every_plain_traced_step_is_the_eager_step, model_name, guide_name)
 
 
+LARGE_GUIDES = {"inverse-autoregressive", "radial", "semi-amortized", "spline", "sylvester", "householder", "planar"}
+LARGE_OBJECTIVES = {"tvo", "wake", "transport-score-climbing"}
+OF_SMALL_GRAPHS = ("mean-field", "local")  # guides for which a transport's graph stays small
+
+
 def covering() -> list[tuple[str, str, str]]:
     """Combinations in which every model, guide and objective occurs: each one taken has the most parts that none before
-    it had, so that the first ones have three new parts each."""
-    made = [c for c in PRODUCT if not is_refused(*c)]
+    it had, so that the first ones have three new parts each. No two large graphs stand together, whose compilation
+    takes a minute."""
+
+    def is_small(guide_name: str, objective_name: str) -> bool:
+        if objective_name == "transport-score-climbing":
+            return guide_name in OF_SMALL_GRAPHS
+        return not (guide_name in LARGE_GUIDES and objective_name in LARGE_OBJECTIVES)
+
+    made = [c for c in PRODUCT if not is_refused(*c) and is_small(*c[1:])]
     left = {part for c in made for part in enumerate(c)}
     chosen = []
     while left:
@@ -254,10 +265,6 @@ def covering() -> list[tuple[str, str, str]]:
 
 
 COVERING = covering()
-
-# All loops of a step in one C++ file, whose headers are read once, not made quick by g++: less than half of the time.
-# The loops are the compiler's own, vectorized ones too.
-QUICK = {"cpp_wrapper": True, "aot_inductor.debug_compile": True}
 
 
 def test_the_covering_set_has_every_part() -> None:
@@ -274,8 +281,7 @@ def test_a_covering_set_compiles(model_name: str, guide_name: str, objective_nam
     model = make_model(model_name)
     guide, objective = make_guide(guide_name, model_name, model), make_objective(objective_name, model)
     data, optim = batch(model_name), torch.optim.SGD
-    with inductor_config.patch(QUICK):
-        check_compiled(model, guide, objective, data, backend="inductor", dtype=torch.float32, optim=optim)
+    check_compiled(model, guide, objective, data, backend="inductor", dtype=torch.float32, optim=optim)
 
 
 @pytest.mark.slow

@@ -1166,7 +1166,7 @@ def test_fewer_epochs_than_done_are_refused(tmp_path: Path) -> None:
         fit(model, guide, data(), epochs=1, run_dir=tmp_path, resume=True, progress=False)
 
 
-@pytest.mark.parametrize("schedule", ["joint", "alternating"])
+@pytest.mark.parametrize("schedule", ["joint", pytest.param("alternating", marks=pytest.mark.slow)])
 def test_a_compiled_run_is_the_eager_run(schedule: str) -> None:
     """Clipping, warm-up, cosine schedule, validation: every logged number to 1e-5, weights to 1e-5 of their norm."""
     runs = []
