@@ -19,10 +19,11 @@ from rich.progress import Progress
 
 from ppl_vae import likelihoods, networks, plots, renewal
 from ppl_vae.batch import Batch
-from ppl_vae.compare import Comparison, _groups, compare, of_each_class, pictures_for
+from ppl_vae.compare import Comparison, compare, of_each_class, pictures_for
 from ppl_vae.contenders import seeds_of
 from ppl_vae.data import DataSet, load
 from ppl_vae.diagnose import from_netcdf, summary
+from ppl_vae.diagnose._arviz import groups_of
 from ppl_vae.errors import InputError
 from ppl_vae.guides import LowRank, MeanField, guides
 from ppl_vae.models import VAE
@@ -157,10 +158,10 @@ def test_draws_of_all_guides_are_one_arviz_file(written: tuple[Comparison, Path]
 
 def test_groups_of_both_generations_of_arviz(written: tuple[Comparison, Path]) -> None:
     data = from_netcdf(written[1] / "comparison.nc")
-    groups = _groups(data)
+    groups = groups_of(data)
     assert {"posterior", "prior", "posterior_predictive", "log_likelihood", "observed_data"} <= groups.keys()
     tree = xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})  # what ArviZ 1.x has
-    again = _groups(tree)
+    again = groups_of(tree)
     assert again.keys() == groups.keys()
     assert all(isinstance(group, xr.Dataset) for group in again.values())
     xr.testing.assert_identical(again["posterior"], groups["posterior"])
