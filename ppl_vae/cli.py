@@ -465,6 +465,16 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    checks: Annotated[
+        str,
+        typer.Option(
+            help="Diagnostics that judge each guide, as in `ppl-vae diagnose`, for comparison.html. Or all, or none.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = "khat,sbc,latent_checks",
+    budget: Annotated[
+        str, typer.Option(help="Of the diagnostics: quick, standard, thorough.", rich_help_panel=_OUTPUT)
+    ] = "quick",
     out: Annotated[Path, typer.Option(help="A folder for the results.", rich_help_panel=_OUTPUT)] = RUNS / "compare",
     resume: Annotated[
         bool,
@@ -480,7 +490,8 @@ def compare(
 ) -> None:
     """Train one model with several guides on the same data from the same seeds, and compare them on the test data.
 
-    Prints a table and writes results.json, comparison.nc (ArviZ), pictures, and a run folder for each guide and seed.
+    Prints a table and writes results.json, comparison.nc (ArviZ), comparison.html (verdicts side by side), pictures,
+    and a run folder for each guide and seed.
     """
     from .compare import compare as run_comparison
     from .contenders import ALL
@@ -497,6 +508,8 @@ def compare(
         resume=resume,
         progress=True,
         import_seconds=ctx.obj or 0.0,
+        checks=() if checks == "none" else checks,
+        budget=budget,
     )
     console = make_console()
     console.print(comparison.table())

@@ -42,6 +42,7 @@ from .report import (
     finite,
     is_doubted,
     one_line,
+    plus_minus,
     write_results,
 )
 from .results import KIND, RESULTS, Earlier, check_target, earlier_runs, staged
@@ -49,10 +50,13 @@ from .results import KIND, RESULTS, Earlier, check_target, earlier_runs, staged
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .diagnose import Diagnosis
+
 __all__ = ["Comparison", "Contender", "Trial", "compare", "of_each_class", "pictures_for"]
 
 FORMAT = 2
 DRAWS = "comparison.nc"
+PAGE = "comparison.html"
 _LOCAL = "‡"
 _PICTURES = 12
 _PANELS = 4
@@ -174,6 +178,7 @@ class Comparison:
         eval_particles: draws a datum behind the numbers.
         interrupted: whether Ctrl-C ended it.
         out: where it was written, None for nowhere.
+        diagnoses: of each guide's first trial, where they were asked for.
     """
 
     recipe: Recipe
@@ -189,6 +194,7 @@ class Comparison:
     seconds: dict[str, float] = field(default_factory=dict)
     interrupted: bool = False
     out: Path | None = None
+    diagnoses: dict[str, Diagnosis] = field(default_factory=dict)
 
     @property
     def done(self) -> list[Contender]:
@@ -382,6 +388,57 @@ class Comparison:
                     numbers[name].setdefault(c.guide, {})[trial.seed] = estimate.mean
         return plots.by_seed(numbers, f"Seed by seed: {self.recipe.model} on {self.test.description}")
 
+    def _diagnose(self, checks: str | Sequence[str], budget: str, shows: Display) -> None:
+        """Let each guide's first trial be judged, on the test data."""
+        from .diagnose import diagnose
+
+        for name, (model, guide) in self._pairs().items():
+            self.diagnoses[name] = diagnose(
+                model,
+                guide,
+                self.test,
+                checks=checks,
+                budget=budget,
+                name=f"{self.recipe.model}, {name}",
+                seed=self.recipe.seed,
+                progress=shows.bars or False,
+            )
+
+    def _page(self, folder: Path) -> str:
+        from .diagnose.comparison_page import PICTURES, comparison_page
+
+        one_model = self.reference is not None
+        heads = ["guide", "ELBO", "KL(q ‖ p(z|x))" if one_model else "KL", "log p(x)", "ESS"]
+        rows = []
+        for c in self.done:
+            found = [t.evaluation for t in c.done if t.evaluation is not None]
+            divergences = [t.divergence for t in c.done if t.divergence is not None]
+            spreads = [
+                Spread.over([e.elbo for e in found]),
+                Spread.over(divergences or [e.kl for e in found]),
+                Spread.over([e.log_px for e in found]),
+            ]
+            mark = "†" if any(map(is_doubted, found)) else ""
+            numbers = [plus_minus(spread.mean, spread.se) for spread in spreads]
+            rows.append([c.guide + c.row.note, *numbers[:2], numbers[2] + mark, f"{found[0].ess.mean:.0f}"])
+        notes = [f"{c.guide} failed: {c.error}" for c in self.failed] + self._said()
+        if any("†" in row[3] for row in rows):
+            notes.append("† k-hat is above 0.7 for more than 1% of the data: more likely too low than too high.")
+        names = [*self._drawings(), *(name for name in PICTURES if name not in self._drawings())]
+        values = self.to_json()
+        about = {"seeds": ", ".join(map(str, self.seeds)), "draws a datum": f"{self.eval_particles:,}"}
+        about |= {name: str(value) for name, value in {**values["machine"], **values["versions"]}.items()}
+        return comparison_page(
+            f"{self.recipe.model}: {', '.join(c.guide for c in self.done)}",
+            self.test.description,
+            self.diagnoses,
+            heads,
+            rows,
+            notes,
+            {name: path for name in names if (path := folder / f"{name}.png").is_file()},
+            about,
+        )
+
     def to_arviz(self) -> Any:
         """The draws of all guides along a dimension "guide", for the first of the test data: see `to_arviz`."""
         from .diagnose import to_arviz
@@ -430,6 +487,7 @@ class Comparison:
             "summary": [_summary_json(c) for c in self.contenders],
             "differences": [d.to_json() for d in self.differences],
             "notes": self.notes,
+            **({"diagnoses": {guide: d.to_json() for guide, d in self.diagnoses.items()}} if self.diagnoses else {}),
             "interrupted": self.interrupted,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "machine": {
@@ -457,6 +515,8 @@ def compare(
     resume: bool = False,
     progress: bool | Progress = False,
     import_seconds: float = 0.0,
+    checks: str | Sequence[str] = (),
+    budget: str = "quick",
     **settings: Any,
 ) -> Comparison:
     r"""Train one model with several guides, from the same seeds on the same data, and judge them on the same test data.
@@ -491,6 +551,9 @@ def compare(
             same settings is not trained again. The numbers are those of a comparison that never stopped.
         progress: bars (lines, where there is no terminal), or a rich display for them.
         import_seconds: what imports took before this call, for the record.
+        checks: which diagnostics judge each guide's first trial, see `ppl_vae.diagnose`; in `out` their verdicts are
+            then written side by side, with the pictures, as comparison.html. (): none.
+        budget: of the diagnostics.
         settings: changes of the recipe: ``compare(data="digits", epochs=20)``.
 
     Returns:
@@ -511,6 +574,11 @@ def compare(
         raise InputError(f"model={model!r} is no model; the guides are the second argument: guides={model!r}")
     wanted = entries(guides)
     check_count("eval_particles", eval_particles)
+    if checks:
+        from .diagnose import checks as diagnostics
+
+        diagnostics.chosen(checks)
+        diagnostics.chosen_budget(budget)
     if "guide" in settings:
         raise InputError(f"guide={settings['guide']!r} does not fit a comparison; name the guides in guides=[...]")
     own_model = model if callable(model) else None
@@ -561,6 +629,9 @@ def compare(
         seconds["compile"] += compiling
         seconds["train"] -= compiling
         _conclude(comparison)
+        if checks and not comparison.interrupted:
+            with _timed(seconds, "diagnose"):
+                comparison._diagnose(checks, budget, shows)
         if folder is not None and target is not None:
             with _timed(seconds, "draw"):
                 _draw_all(comparison, folder)
@@ -826,6 +897,9 @@ def _draw_all(comparison: Comparison, folder: Path) -> None:
             figure = draw()
             if figure is not None:
                 plots.save(figure, folder / f"{name}.png")
+    if comparison.diagnoses:
+        with _noted(comparison, PAGE):
+            (folder / PAGE).write_text(comparison._page(folder), encoding="utf-8")
 
 
 @contextmanager

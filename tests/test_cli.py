@@ -466,8 +466,8 @@ def test_compare_prints_a_table_and_writes_the_results(folder: Path) -> None:
     assert "− mean-field" in done.out
     assert re.search(r"Seconds: import \d+\.\d, load", done.out)
     assert (
-        "Written to runs/compare: comparison.nc, latent.png, reconstructions.png, results.json, samples.png, training"
-        in done.out
+        "Written to runs/compare: comparison.html, comparison.nc, latent.png, reconstructions.png, results.json, "
+        "samples.png, training" in done.out
     )
     assert [line.partition(":")[0] for line in done.err.splitlines()] == [
         "mean-field",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..batch import Batch
 from ..data import DataSet
@@ -24,6 +24,7 @@ from ..evaluate.chunked import Data, Source, device_of, evaluation, spans
 from ..isolation import untouched
 from ..renewal import is_local
 from ..report import one_line, replacing
+from ..threads import few_threads
 from ..weights import Program
 from .checks import CHECKS, Budget, Check, chosen, chosen_budget
 from .findings import Finding, Verdict
@@ -310,7 +311,8 @@ def diagnose(
         command=command or _call(checks, spent, changes, seed),
         pair=(model, guide, fixed),
     )
-    with display(progress) as shows:
+    modules = [program for program in (model, guide) if isinstance(program, nn.Module)]
+    with display(progress) as shows, few_threads(*modules):
         overall = shows.overall("diagnose", len(wanted))
         for number, check in enumerate(wanted):
             _run(found, check, fixed, train, shows, compile)

@@ -1,9 +1,11 @@
 """The page as a browser shows it."""
 
+import json
+from html import escape
 from pathlib import Path
 
 import pytest
-from browser import look, needs_chromium
+from browser import CHROMIUM, look, needs_chromium
 from made_findings import made_checks  # noqa: F401
 
 import ppl_vae
@@ -39,3 +41,36 @@ def test_in_a_browser(dark: bool, tmp_path: Path) -> None:
         assert page["headings"][0] == 1
         assert page["headings"].count(1) == 1
         assert all(b - a <= 1 for a, b in zip(page["headings"], page["headings"][1:], strict=False))
+
+
+def test_a_comparison_has_a_page_of_its_own(tmp_path: Path) -> None:
+    found = ppl_vae.compare(
+        guides=["mean-field", "full-rank"],
+        checks="sbc,latent_checks",
+        out=tmp_path / "out",
+        latent=2,
+        hidden=(8,),
+        epochs=1,
+        eval_particles=5,
+        compile=False,
+    )
+    assert list(found.diagnoses) == ["mean-field", "full-rank"]
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert set(results["diagnoses"]) == set(found.diagnoses)
+    page = tmp_path / "out" / "comparison.html"
+    assert "comparison.html" in results["files"]
+    text = page.read_text(encoding="utf-8")
+    for diagnosis in found.diagnoses.values():
+        assert escape(diagnosis.headline()) in text
+    assert text.count("<img ") == len([name for name in results["files"] if name.endswith(".png")]) == 5
+    assert len(found.diagnoses["mean-field"].verdicts()) == 4
+    if CHROMIUM is None:
+        return
+    frames, console = look(page, {"phone": 360, "desktop": 1200})
+    assert not console
+    for name, width in (("phone", 360), ("desktop", 1200)):
+        assert frames[name]["scroll"] <= width
+        assert frames[name]["wide"] == []
+        assert frames[name]["outside"] == []
+        assert [drawn["marks"] > 100 for drawn in frames[name]["drawn"]] == [True] * 5
+        assert set(frames[name]["anchors"]) <= set(frames[name]["ids"])
