@@ -43,6 +43,7 @@ def test_in_a_browser(dark: bool, tmp_path: Path) -> None:
         assert all(b - a <= 1 for a, b in zip(page["headings"], page["headings"][1:], strict=False))
 
 
+@pytest.mark.slow
 def test_a_comparison_has_a_page_of_its_own(tmp_path: Path) -> None:
     found = ppl_vae.compare(
         guides=["mean-field", "full-rank"],
