@@ -163,7 +163,7 @@ def test_options_default_to_the_recipe() -> None:
     assert set(Recipe.names()) <= offered  # nothing of a recipe is out of reach
     compared = {option.name for option in commands.commands["compare"].params}
     assert offered - compared == {"guide", "model_from", "freeze_model"}
-    assert compared - offered == {"guides", "seeds", "fixed_decoder"}
+    assert compared - offered == {"guides", "seeds", "fixed_decoder", "checks", "budget"}
     names = {name: [option.name for option in commands.commands[name].params] for name in ("train", "compare")}
     shared = [name for name in names["train"] if name in names["compare"]]
     assert [name for name in names["compare"] if name in shared] == shared  # in one order in both helps
