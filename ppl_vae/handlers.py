@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .errors import InputError
 
-__all__ = ["apart", "scale_data", "scale_latents"]
+__all__ = ["apart", "drawn", "scale_data", "scale_latents"]
 
 
 class _Scale(Messenger):
@@ -107,3 +107,8 @@ def apart() -> Iterator[None]:
             yield
     finally:
         _DIM_ALLOCATOR._stack = plates
+
+
+def drawn(guide: Any) -> Any:
+    """The guide with every site drawn, those marked for enumeration too."""
+    return poutine.infer_config(guide, config_fn=lambda site: {"enumerate": None})  # type: ignore[typeddict-item]

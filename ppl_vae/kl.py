@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal, kl_divergence
 
-__all__ = ["closed_form_kl"]
+__all__ = ["closed_form_kl", "gaussian_of"]
 
 
 def closed_form_kl(q: TorchDistributionMixin, p: TorchDistributionMixin) -> Tensor | None:
@@ -63,3 +65,11 @@ def _kl_low_rank_diagonal(q: LowRankMultivariateNormal, p: Normal) -> Tensor:
     log_det_small = q._capacitance_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     kl: Tensor = (0.5 * (quadratic - 1.0 - diagonal.log()) + p.scale.log()).sum(-1) - log_det_small
     return kl
+
+
+def gaussian_of(q: TorchDistributionMixin) -> Normal | MultivariateNormal | LowRankMultivariateNormal | None:
+    """The Gaussian that a distribution is, behind what makes its dimensions an event; None where it is none."""
+    base: Any = q
+    while isinstance(base, Independent):
+        base = base.base_dist
+    return base if isinstance(base, Normal | MultivariateNormal | LowRankMultivariateNormal) else None

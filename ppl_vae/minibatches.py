@@ -11,12 +11,10 @@ from torch.utils import _pytree as pytree
 
 from .batch import Batch
 from .data import DataSet
+from .data.dataset import HELD
 from .errors import InputError, check_count
 
 __all__ = ["Minibatches", "shuffled_rows"]
-
-_HELD = ("x", "y", "context", "observed", "visible", "spread")
-"""A data set's tensors."""
 
 
 def shuffled_rows(size: int, batch_size: int, steps: int, device: torch.device | str = "cpu") -> Tensor:
@@ -95,7 +93,7 @@ def _whole(leaf: Any) -> bool:
 def _tensors(leaf: Any) -> dict[str, Tensor]:
     """What is held of an argument, by name."""
     if isinstance(leaf, DataSet):
-        return {name: t for name in _HELD if (t := getattr(leaf, name)) is not None}
+        return {name: t for name in HELD if (t := getattr(leaf, name)) is not None}
     if isinstance(leaf, Batch):
         return {name: t for name, t in leaf._asdict().items() if isinstance(t, Tensor)}
     return {"value": leaf} if isinstance(leaf, Tensor) and leaf.dim() else {}

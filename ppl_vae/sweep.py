@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import inspect
 import multiprocessing
 import os
+import shutil
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from .errors import InputError, check_count, check_number, choose
 from .evaluate import elbo as bound_of
 from .evaluate import kl_by_dimension
 from .folder import CHECKPOINTS
+from .objectives import objectives
 from .options import parse
 from .recipe import Recipe, load_plain, prepare
 from .report import finite, one_line, write_results
@@ -214,7 +217,7 @@ def sweep(
     failed: dict[Cell, str] = {}
     if progress is not None:
         progress(done, len(cells))
-    for cell, error in _run_all(left, recipe, folder, settings, splits, workers):
+    for cell, error in _run_all(left, _Job(recipe, folder, settings, splits), workers):
         done += 1
         if error is not None:
             failed[cell] = error
@@ -248,10 +251,6 @@ def _cells(methods: Sequence[str], values: Mapping[str, Sequence[float]], seeds:
 
 
 def _default(name: str) -> float:
-    import inspect
-
-    from .objectives import objectives
-
     objective, argument = METHODS[name]
     return float(inspect.signature(objectives.get(objective)).parameters[argument].default)
 
@@ -293,32 +292,37 @@ def _open(folder: Path, settings: Mapping[str, Any], resume: bool, overwrite: bo
     elif resume and not there:
         raise InputError(f"out={str(folder)!r} holds no sweep to go on with; leave resume out")
     if there and overwrite:
-        import shutil
-
         shutil.rmtree(folder / "cells", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_results(folder / SETTINGS, settings, overwrite=True)
 
 
-def _run_all(
-    cells: Sequence[Cell],
-    recipe: Recipe,
-    folder: Path,
-    settings: Mapping[str, Any],
-    splits: DataSplits,
-    workers: int,
-) -> Iterator[tuple[Cell, str | None]]:
+class _Job(NamedTuple):
+    """What all cells share."""
+
+    recipe: Recipe
+    out: Path
+    settings: Mapping[str, Any]
+    splits: DataSplits
+
+
+_job: _Job | None = None
+"""Of a worker process, which reads the data once for all of its cells."""
+
+
+def _run_all(cells: Sequence[Cell], job: _Job, workers: int) -> Iterator[tuple[Cell, str | None]]:
     """Cells as they are done, each with its error."""
     if workers == 1 or len(cells) < 2:
         for cell in cells:
-            yield cell, _run(cell, recipe, folder, settings, splits)
+            yield cell, _run(cell, job)
         return
     context = multiprocessing.get_context("spawn")
+    given = (os.getpid(), job.recipe, job.out, job.settings)
     with concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(cells)), context, initializer=_start_worker, initargs=(os.getpid(),)
+        min(workers, len(cells)), context, initializer=_start_worker, initargs=given
     ) as pool:
         try:
-            pending = {pool.submit(_run, cell, recipe, folder, settings, None): cell for cell in cells}
+            pending = {pool.submit(_run_in_worker, cell): cell for cell in cells}
             for future in concurrent.futures.as_completed(pending):
                 error = future.exception()
                 yield (
@@ -330,7 +334,8 @@ def _run_all(
             raise
 
 
-def _start_worker(parent: int) -> None:
+def _start_worker(parent: int, recipe: Recipe, out: Path, settings: Mapping[str, Any]) -> None:
+    global _job
     torch.set_num_threads(1)
 
     def watch() -> None:
@@ -340,13 +345,19 @@ def _start_worker(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    _job = _Job(recipe, out, settings, _splits(recipe, settings["size"]))
 
 
-def _run(cell: Cell, recipe: Recipe, out: Path, settings: Mapping[str, Any], splits: DataSplits | None) -> str | None:
+def _run_in_worker(cell: Cell) -> str | None:
+    assert _job is not None
+    return _run(cell, _job)
+
+
+def _run(cell: Cell, job: _Job) -> str | None:
     """Train and score a cell; the error in one line, if there was one."""
+    recipe, out, settings, data = job
     folder = cell.folder(out)
     try:
-        data = _splits(recipe, settings["size"]) if splits is None else splits
         ready = prepare(recipe.replace(objective=cell.objective, seed=cell.seed, beta=None, alpha=None), loaded=data)
         run = folder / "run"
         going = (run / CHECKPOINTS).is_dir() and any((run / CHECKPOINTS).iterdir())

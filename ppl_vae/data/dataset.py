@@ -18,13 +18,16 @@ from ..errors import InputError, choose
 from ..masks import RandomMask, check_mask, random_mask
 from .arrays import as_context, as_data, as_labels, as_levels, place, refuse_non_finite, without_hidden
 
-__all__ = ["Binarize", "DataSet", "DataSplits", "Units", "from_arrays", "split"]
+__all__ = ["HELD", "Binarize", "DataSet", "DataSplits", "Units", "from_arrays", "split"]
 
 Binarize = Literal["dynamic", "fixed", "threshold", "none"]
 Units = Literal["unit", "levels", "raw"]
 
 FIXED_SEED = 777
 """The seed with which test sets are binarized, by the field's convention."""
+
+HELD = ("x", "y", "context", "observed", "visible", "spread")
+"""The tensors that a batch is made of."""
 
 _FEW_CLASSES = 1000
 _CHUNK = 4096
@@ -196,7 +199,7 @@ class DataSet:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        tensors = (self.x, self.y, self.context, self.observed, self.visible, self.spread)
+        tensors = (getattr(self, name) for name in HELD)
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     @property
@@ -239,25 +242,20 @@ class DataSet:
             rows: (B,) row numbers from 0 to N - 1.
         """
         device = self.x.device
+        held = {name: tensor for name in HELD if (tensor := getattr(self, name)) is not None}
         if rows is None:
             rows = torch.arange(len(self), device=device)
-            x, y, context, observed, visible = self.x, self.y, self.context, self.observed, self.visible
-            spread = self.spread
         else:
             rows = torch.as_tensor(rows, dtype=torch.int64, device=device)
             # ten times faster than x[rows] for a small batch
-            x = self.x.index_select(0, rows)
-            y = None if self.y is None else self.y.index_select(0, rows)
-            context = None if self.context is None else self.context.index_select(0, rows)
-            observed = None if self.observed is None else self.observed.index_select(0, rows)
-            visible = None if self.visible is None else self.visible.index_select(0, rows)
-            spread = None if self.spread is None else self.spread.index_select(0, rows)
-        converted = self._convert(x)
+            held = {name: tensor.index_select(0, rows) for name, tensor in held.items()}
+        x, spread = self._convert(held.pop("x")), held.pop("spread", None)
         if spread is not None:
-            converted = torch.addcmul(converted, spread, torch.randn_like(converted))
-        if visible is None:
-            visible = self._hide(len(x), observed, device, None)
-        return Batch(x=converted, y=y, context=context, visible=visible, observed=observed, rows=rows)
+            x = torch.addcmul(x, spread, torch.randn_like(x))
+        if "visible" not in held:
+            visible = self._hide(len(x), held.get("observed"), device, None)
+            held |= {} if visible is None else {"visible": visible}
+        return Batch(x=x, rows=rows, **held)
 
     def fixed(self, seed: int = FIXED_SEED) -> DataSet:
         """The same data with nothing left to chance: dynamic binarization, masks and `spread` are drawn now,
@@ -394,7 +392,7 @@ class DataSet:
         return other
 
     def _with_tensors(self, change: Any) -> DataSet:
-        names = ("x", "y", "context", "observed", "visible", "factors", "spread")
+        names = (*HELD, "factors")
         return dataclasses.replace(self, **{k: change(t) for k in names if (t := getattr(self, k)) is not None})
 
     def _hide(

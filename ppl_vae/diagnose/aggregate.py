@@ -17,9 +17,10 @@ from ..errors import InputError
 from ..evaluate.chunked import Source, spans
 from ..evaluate.generation import generation
 from ..evaluate.latents import gaussian_marginals
+from ..handlers import drawn
 from ..isolation import untouched
 from ..weights import Program, log_weights, particle_plate, sample_sites, score_site
-from .simulated import dimension_names, drawn
+from .simulated import dimension_names
 
 __all__ = ["Codes", "Part", "Parts", "codes_of", "parts_of"]
 

@@ -19,6 +19,7 @@ from ..data import DataSet
 from ..errors import InputError
 from ..evaluate.chunked import Data, Source, chunk_for, device_of, evaluation, spans
 from ..evaluate.generation import generation
+from ..handlers import drawn
 from ..labels import hide_labels
 from ..objectives.base import check_particles
 from ..weights import LogWeights, Program, log_weights, particle_plate
@@ -78,7 +79,7 @@ def to_arviz(
     """
     check_particles(draws)
     prior_draws = draws if prior_draws is None else check_particles(prior_draws)
-    proposal = _drawn(guide)
+    proposal = drawn(guide)
     posterior, predictive, stats, prior, prior_predictive = (_Arrays() for _ in range(5))
     log_likelihood = _Arrays()
     batches: list[Batch] = []
@@ -141,12 +142,6 @@ def to_arviz(
     for group in groups.values():
         group.attrs.update(attrs)
     return container(groups, attrs)
-
-
-def _drawn(guide: Program) -> Program:
-    """The guide with every site drawn, those marked for enumeration too."""
-    program: Program = poutine.infer_config(guide, config_fn=lambda site: {"enumerate": None})  # type: ignore[typeddict-item]
-    return program
 
 
 def _predict(model: Program, batch: Batch, count: int) -> dict[str, Tensor]:

@@ -66,10 +66,9 @@ class ClassifierTest:
     @property
     def p_value(self) -> float:
         """Probability of so many or more right by guessing, exactly."""
-        n, k = len(self.right), int(self.right.sum())
-        c = torch.arange(k, n + 1, dtype=torch.float64)
-        log_pmf = math.lgamma(n + 1) - torch.lgamma(c + 1) - torch.lgamma(n - c + 1) - n * math.log(2.0)
-        return min(1.0, log_pmf.logsumexp(0).exp().item())
+        from scipy.stats import binom
+
+        return float(binom.sf(int(self.right.sum()) - 1, len(self.right), 0.5))
 
     def verdicts(self) -> list[Verdict]:
         """One."""

@@ -27,7 +27,7 @@ from ..report import one_line, replacing
 from ..threads import few_threads
 from ..weights import Program
 from .checks import CHECKS, Budget, Check, chosen, chosen_budget
-from .findings import Finding, Verdict
+from .findings import Finding, Verdict, plain
 from .page import page
 from .page_parts import sentence
 
@@ -180,7 +180,7 @@ class Diagnosis:
         for name, finding in self.findings.items():
             try:
                 groups[name] = _at_rows(finding.to_dataset(), self.rows.get(name)).assign_attrs(
-                    verdicts=json.dumps([_plain(v.to_json()) for v in finding.verdicts()]),
+                    verdicts=json.dumps([v.to_json() for v in finding.verdicts()]),
                     question=CHECKS[name].question if name in CHECKS else name,
                 )
             except Exception as error:
@@ -212,7 +212,7 @@ class Diagnosis:
 
     def to_json(self) -> dict[str, Any]:
         """Verdicts and figures of the whole, without values of single data, for `json.dumps`."""
-        values: dict[str, Any] = _plain(
+        values: dict[str, Any] = plain(
             {
                 "kind": KIND,
                 "format": FORMAT,
@@ -416,14 +416,3 @@ def _clause(says: str) -> str:
 def _suffix(path: str | os.PathLike[str], suffix: str, what: str) -> None:
     if os.path.splitext(os.fspath(path))[1].lower() != suffix:
         raise InputError(f"path={os.fspath(path)!r}: {what}, {suffix}")
-
-
-def _plain(value: Any) -> Any:
-    """Values that JSON can hold: None for NaN and infinity, text for what it does not know."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, str | int | bool | None) else str(value)

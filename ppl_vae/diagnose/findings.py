@@ -15,8 +15,8 @@ __all__ = ["Finding", "Picture", "Verdict", "plain"]
 
 
 def plain(value: Any) -> Any:
-    """What `json.dumps(..., allow_nan=False)` takes: tensors and sequences as lists, dataclasses as mappings, and None
-    for what is NaN or infinite."""
+    """What `json.dumps(..., allow_nan=False)` takes: tensors and sequences as lists, dataclasses as mappings, None for
+    what is NaN or infinite, and text for what it does not know."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, Mapping):
@@ -25,7 +25,9 @@ def plain(value: Any) -> Any:
         return plain(value.tolist())
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
 
 
 @dataclass(frozen=True)

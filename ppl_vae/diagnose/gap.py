@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..batch import Batch
-from ..data import DataSet
 from ..errors import InputError, check_count
 from ..evaluate import Estimate, Progress
 from ..evaluate.chunked import Data, Source, device_of, evaluation
@@ -349,15 +347,8 @@ def _gap(
         source=best,
         estimates_px=found,
         freed=local.freed,
-        rows=_rows(source),
+        rows=source.rows,
         particles=particles,
         data=source.description,
         notes=tuple(notes),
     )
-
-
-def _rows(source: Source) -> Tensor:
-    data: DataSet | Batch = source.data
-    if isinstance(data, Batch) and data.rows is not None:
-        return data.rows.cpu()
-    return torch.arange(source.size)

@@ -17,7 +17,7 @@ from ..data import DataSet
 from ..errors import InputError, check_count
 from ..evaluate import Estimate, Progress
 from ..evaluate.chunked import Data, Source, device_of, evaluation
-from ..evaluate.importance import WeightSums, scan, shared_sites
+from ..evaluate.importance import WeightSums, refuse_bad_weights, scan, shared_sites
 from ..labels import hide_labels
 from ..objectives.base import check_particles
 from ..psis import RELIABLE, smooth_largest, tail_length
@@ -208,23 +208,15 @@ def khat(
     with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
         source = Source(data, model, guide)
         (found,) = scan(model, guide, source, particles, chunk, progress, (partial(_SmoothedSums, particles),), compile)
-        bad = ~(found["log_px"] < math.inf)
-        if bool(bad.any()):
-            raise InputError(
-                f"log p(x, z) - log q(z | x) is NaN or infinite for datum {int(bad.nonzero()[0])} of "
-                f"{source.description}: the pair's parameters are not finite, or its distributions are degenerate there"
-            )
+        refuse_bad_weights(found["log_px"], source)
         shared = shared_sites(model, guide, source)
         # of those that are equal the first comes first
         order = found["khat"].nan_to_num(math.inf).argsort(descending=True, stable=True)[:worst]
         kept = source.data.batch(order) if isinstance(source.data, DataSet) else source.data.take(order)
-    rows = torch.arange(source.size)
-    if isinstance(source.data, Batch) and source.data.rows is not None:
-        rows = source.data.rows.cpu()
     known = source.data if isinstance(source.data, DataSet) else None
     return KHat(
         **found,
-        rows=rows,
+        rows=source.rows,
         particles=particles,
         data=source.description,
         worst=order,

@@ -18,12 +18,12 @@ from ..evaluate.chunked import Data, Source, device_of, evaluation, spans
 from ..evaluate.generation import generation
 from ..evaluate.importance import Progress
 from ..evaluate.latents import latent_sites
+from ..handlers import drawn
 from ..isolation import untouched
 from ..labels import hide_labels
 from ..weights import Program, is_per_datum, particle_plate, sample_sites
 from .calibration import check_level
 from .findings import Picture, Verdict, plain
-from .simulated import drawn
 from .uniformity import holm
 
 if TYPE_CHECKING:

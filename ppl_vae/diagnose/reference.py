@@ -21,6 +21,7 @@ from ..mcmc import Samples, sample_posterior
 from ..weights import Program, particle_plate
 from .findings import Picture, Verdict, plain
 from .nuts_check import NutsCheck, checked_by_nuts
+from .simulated import dimension_names
 
 if TYPE_CHECKING:
     import xarray
@@ -212,7 +213,7 @@ def reference(
     return Reference(
         samples=samples,
         guide_draws=drawn,
-        dims=_names(samples.draws),
+        dims=tuple(each for name, z in samples.draws.items() for each in dimension_names(name, z.shape[3:])),
         **_moments(p, q),
         **_distances(p, q, directions),
         rows=chosen if batch.rows is None else batch.rows.cpu(),
@@ -261,25 +262,7 @@ def _guide_draws(guide: Program, batch: Batch, count: int, like: Mapping[str, Te
 
 def _flat(values: Mapping[str, Tensor], left: int) -> Tensor:
     """Values by site side by side, (\\*left, D), float64."""
-    return torch.cat(
-        [
-            value.double().flatten(left) if value.dim() > left else value.double().unsqueeze(-1)
-            for value in values.values()
-        ],
-        -1,
-    )
-
-
-def _names(draws: Mapping[str, Tensor]) -> tuple[str, ...]:
-    names: list[str] = []
-    for name, value in draws.items():
-        shape = value.shape[3:]
-        if not shape:
-            names.append(name)
-        names += (
-            [f"{name}[{','.join(map(str, place.tolist()))}]" for place in torch.ones(shape).nonzero()] if shape else []
-        )
-    return tuple(names)
+    return torch.cat([value.double().reshape(*value.shape[:left], -1) for value in values.values()], -1)
 
 
 def _moments(p: Tensor, q: Tensor) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from ..evaluate.chunked import Data, device_of, spans
 from ..evaluate.generation import generation
 from ..evaluate.importance import Progress
 from ..evaluate.latents import latent_sites
+from ..handlers import drawn
 from ..inputs import check_batch, check_given
 from ..isolation import untouched
 from ..labels import hide_labels
@@ -24,7 +25,7 @@ from ..mcmc import log_joint
 from ..validation import validation
 from ..weights import Program, check_pair, is_per_datum, particle_plate, sample_sites
 
-__all__ = ["Simulated", "Simulator", "dimension_names", "drawn"]
+__all__ = ["Simulated", "Simulator", "dimension_names"]
 
 
 class Simulated(NamedTuple):
@@ -147,12 +148,6 @@ class Simulator:
         if given.observed is not None:
             x = torch.where(given.observed, x, torch.zeros_like(x))
         return given._replace(x=x, n=None, rows=None), values
-
-
-def drawn(guide: Program) -> Program:
-    """The guide with every site drawn, those marked for enumeration too."""
-    program: Program = poutine.infer_config(guide, config_fn=lambda site: {"enumerate": None})  # type: ignore[typeddict-item]
-    return program
 
 
 def dimension_names(site: str, shape: torch.Size) -> list[str]:

@@ -11,8 +11,6 @@ from .score import Array, Codes, Score, metrics, over_resamples, torch_seed
 
 __all__ = ["beta_vae_score"]
 
-_AT_ONCE = 1000
-
 
 @metrics.register("beta-vae")
 def beta_vae_score(
@@ -70,14 +68,9 @@ def beta_vae_score(
 
 
 def _points(data: Codes, count: int, pairs: int, generator: np.random.Generator) -> tuple[Array, Array]:
-    alike = data.alike()
-    labels = generator.integers(0, len(alike), count)
+    labels, parts = data.points(count, generator)
     features = np.empty((count, data.z.shape[1]))
-    for k, draws in enumerate(alike):
-        (of_factor,) = np.nonzero(labels == k)
-        for start in range(0, len(of_factor), _AT_ONCE):
-            some = of_factor[start : start + _AT_ONCE]
-            first = generator.integers(0, len(data), (len(some), pairs))
-            other = draws.draw(first, generator)
-            features[some] = np.abs(data.z[first] - data.z[other]).mean(1)
+    for some, alike in parts:
+        first = generator.integers(0, len(data), (len(some), pairs))
+        features[some] = np.abs(data.z[first] - data.z[alike.draw(first, generator)]).mean(1)
     return features, labels

@@ -9,8 +9,6 @@ from .score import Array, Codes, Score, metrics, over_resamples, torch_seed
 
 __all__ = ["factor_vae_score"]
 
-_AT_ONCE = 1000
-
 
 @metrics.register("factor-vae")
 def factor_vae_score(
@@ -77,15 +75,11 @@ def factor_vae_score(
 
 def _points(scaled: Array, data: Codes, count: int, batch: int, generator: np.random.Generator) -> tuple[Array, Array]:
     """The voting dimension and the factor of each point."""
-    alike = data.alike()
-    labels = generator.integers(0, len(alike), count)
+    labels, parts = data.points(count, generator)
     least = np.empty(count, dtype=np.int64)
-    for k, draws in enumerate(alike):
-        (of_factor,) = np.nonzero(labels == k)
-        for start in range(0, len(of_factor), _AT_ONCE):
-            some = of_factor[start : start + _AT_ONCE]
-            # each of the batch is drawn alike to one random datum
-            first = generator.integers(0, len(data), (len(some), 1))
-            rows = draws.draw(np.broadcast_to(first, (len(some), batch)), generator)
-            least[some] = scaled[rows].var(1, ddof=1).argmin(1)
+    for some, alike in parts:
+        # each of the batch is drawn alike to one random datum
+        first = generator.integers(0, len(data), (len(some), 1))
+        rows = alike.draw(np.broadcast_to(first, (len(some), batch)), generator)
+        least[some] = scaled[rows].var(1, ddof=1).argmin(1)
     return least, labels

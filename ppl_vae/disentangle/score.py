@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ Array: TypeAlias = npt.NDArray[Any]
 metrics: Registry[Callable[..., Score]] = Registry("metric")
 
 _FEWEST = 100
+_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +115,19 @@ class Codes:
             )
         return order[:train], order[train : train + test]
 
-    def alike(self) -> list[Alike]:
-        """For each factor, draws of data that share its level."""
-        return [Alike(self.v[:, k]) for k in range(self.v.shape[1])]
+    def points(self, count: int, generator: np.random.Generator) -> tuple[Array, Iterator[tuple[Array, Alike]]]:
+        """A factor for each of so many points, uniformly; and the points of each factor, some at a time, with draws of
+        data that share its level."""
+        labels = generator.integers(0, self.v.shape[1], count)
+
+        def some() -> Iterator[tuple[Array, Alike]]:
+            for k in range(self.v.shape[1]):
+                alike = Alike(self.v[:, k])
+                (of_factor,) = np.nonzero(labels == k)
+                for start in range(0, len(of_factor), _AT_ONCE):
+                    yield of_factor[start : start + _AT_ONCE], alike
+
+        return labels, some()
 
 
 class Alike:

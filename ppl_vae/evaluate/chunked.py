@@ -96,6 +96,13 @@ class Source:
         return batch if self.device is None else batch.to(self.device)
 
     @property
+    def rows(self) -> Tensor:
+        """(N,) the data's row numbers, on the CPU: a batch's own, or places from 0."""
+        if isinstance(self.data, Batch) and self.data.rows is not None:
+            return self.data.rows.cpu()
+        return torch.arange(self.size)
+
+    @property
     def discrete(self) -> bool:
         """Whether nothing says that the data are continuous."""
         return not isinstance(self.data, DataSet) or self.data.discrete

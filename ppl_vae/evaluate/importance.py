@@ -209,13 +209,18 @@ def shared_sites(model: Program, guide: Program, source: Source) -> tuple[str, .
 
 
 def _log_marginal(weights: dict[str, Tensor], particles: int, source: Source, shared: tuple[str, ...]) -> LogMarginal:
-    bad = ~(weights["log_px"] < math.inf)
+    refuse_bad_weights(weights["log_px"], source)
+    return LogMarginal(**weights, particles=particles, data=source.description, shared=shared)
+
+
+def refuse_bad_weights(log_px: Tensor, source: Source) -> None:
+    """Raise `InputError` if a datum's log p(x) (N,) says that a weight of it is NaN or infinite."""
+    bad = ~(log_px < math.inf)
     if bool(bad.any()):
         raise InputError(
             f"log p(x, z) - log q(z | x) is NaN or infinite for datum {int(bad.nonzero()[0])} of {source.description}: "
             "the pair's parameters are not finite, or its distributions are degenerate there"
         )
-    return LogMarginal(**weights, particles=particles, data=source.description, shared=shared)
 
 
 def effective_sample_size(log_w: Tensor) -> Tensor:

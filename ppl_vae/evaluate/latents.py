@@ -12,12 +12,13 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Independent, Normal, kl_divergence
 
 from ..batch import Batch
 from ..data import DataSet
 from ..errors import InputError
 from ..isolation import untouched
+from ..kl import gaussian_of
 from ..labels import hide_labels
 from ..objectives.base import check_particles
 from ..weights import Program, is_per_datum, log_weights, particle_plate
@@ -387,11 +388,7 @@ def gaussian_marginals(
 
 def _gaussian(q: TorchDistributionMixin, what: str) -> tuple[Tensor, Tensor]:
     """Means and standard deviations of a Gaussian's marginals."""
-    base = q
-    while isinstance(base, Independent):
-        base = base.base_dist
-    if isinstance(base, Normal):
-        return base.loc, base.scale
-    if isinstance(base, MultivariateNormal | LowRankMultivariateNormal):
-        return base.loc, base.variance.sqrt()
+    gaussian = gaussian_of(q)
+    if gaussian is not None:
+        return gaussian.loc, gaussian.scale if isinstance(gaussian, Normal) else gaussian.variance.sqrt()
     raise InputError(f"{what} is {q}: KL by dimension has a closed form for Gaussians")

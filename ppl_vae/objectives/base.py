@@ -11,12 +11,13 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..core import LatentModel, LatentSpec
 from ..errors import InputError, check_count
 from ..registry import Registry
 from ..validation import validation
 from ..weights import LogWeights, Program, check_pair, log_weights, no_density
 
-__all__ = ["Objective", "Terms", "check_particles", "objectives"]
+__all__ = ["Objective", "Terms", "check_particles", "datum_latents", "objectives"]
 
 objectives: Registry[type[Objective]] = Registry("objective")
 
@@ -172,3 +173,27 @@ def _parts(guide: Program) -> Iterable[Any]:
 def check_particles(particles: object) -> int:
     """`particles` as a number of draws; raises `InputError` where it is none."""
     return check_count("particles", particles)
+
+
+def datum_latents(
+    model: LatentModel | Mapping[str, LatentSpec], of_them: str, of_each: str | None = None
+) -> Mapping[str, LatentSpec]:
+    """What a model declares of its latents, for an objective that keeps something for each datum's.
+
+    Args:
+        model: a model, or its `latents` alone.
+        of_them, of_each: what the objective does with them, for the message where there are none, and where some are
+            shared by all data; the same where one is given.
+
+    Raises:
+        InputError: something without declared latents; a latent site shared by all data.
+    """
+    latents = model if isinstance(model, Mapping) else getattr(model, "latents", None)
+    if not isinstance(latents, Mapping) or not latents:
+        raise InputError(
+            f"model={type(model).__name__} declares no latents, and {of_them}: give a LatentModel, or a mapping from "
+            "site names to LatentSpec"
+        )
+    if shared := [name for name, spec in latents.items() if spec.scope != "datum"]:
+        raise InputError(f"{of_each or of_them}, and {', '.join(map(repr, shared))} is shared by all data; use ELBO")
+    return latents

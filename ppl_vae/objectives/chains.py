@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..core import LatentModel, LatentSpec
 from ..errors import InputError
+from .base import datum_latents
 
 __all__ = ["Chains"]
 
@@ -35,17 +36,9 @@ class Chains(nn.Module):
 
     def __init__(self, model: LatentModel | Mapping[str, LatentSpec], size: int, chains: int, what: str) -> None:
         super().__init__()
-        latents = model if isinstance(model, Mapping) else getattr(model, "latents", None)
-        if not isinstance(latents, Mapping) or not latents:
-            raise InputError(
-                f"model={type(model).__name__} declares no latents, and {what} keeps a chain of them for each datum: "
-                "give a LatentModel, or a mapping from site names to LatentSpec"
-            )
-        if shared := [name for name, spec in latents.items() if spec.scope != "datum"]:
-            raise InputError(
-                f"{what} keeps a chain for each datum, and {', '.join(map(repr, shared))} is shared by all data; use "
-                "ELBO"
-            )
+        latents = datum_latents(
+            model, f"{what} keeps a chain of them for each datum", f"{what} keeps a chain for each datum"
+        )
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise InputError(f"size={size!r} must be the number of training data, 1 or more")
         self.shapes = {name: spec.event_shape for name, spec in latents.items()}

@@ -8,9 +8,10 @@ from typing import Literal, NamedTuple
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
+from torch.distributions import Normal
 
 from ..errors import InputError
+from ..kl import gaussian_of
 from ..weights import LogWeights
 
 __all__ = ["Decomposition", "Estimator", "GaussianCodes", "decompose", "gaussian_codes", "logged"]
@@ -97,14 +98,13 @@ def gaussian_codes(w: LogWeights) -> GaussianCodes | None:
 
 
 def _gaussian(q: TorchDistributionMixin) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """Mean, standard deviations and Cholesky factor of a Gaussian."""
-    if isinstance(q, Independent) and isinstance(q.base_dist, Normal):
-        return q.base_dist.loc, q.base_dist.scale, None
-    if isinstance(q, MultivariateNormal):
-        return q.loc, q.variance.sqrt(), q.scale_tril
-    if isinstance(q, LowRankMultivariateNormal):
-        return q.loc, q.variance.sqrt(), q.scale_tril
-    return None
+    """Mean, standard deviations and Cholesky factor of a Gaussian, None where it is diagonal."""
+    gaussian = gaussian_of(q)
+    if isinstance(gaussian, Normal):
+        return gaussian.loc, gaussian.scale, None
+    if gaussian is None or gaussian is not q:
+        return None
+    return gaussian.loc, gaussian.variance.sqrt(), gaussian.scale_tril
 
 
 def decompose(codes: GaussianCodes, size: int | None = None, estimator: Estimator = "stratified") -> Decomposition:

@@ -15,7 +15,7 @@ from torch.optim import Adam, Optimizer
 from ..core import LatentModel, LatentSpec
 from ..errors import InputError, check_count, check_number
 from ..weights import LogWeights, Program
-from .base import Terms, objectives
+from .base import Terms, datum_latents, objectives
 from .decomposition import logged
 from .divergence import KL, WithDivergence, expected, parts
 
@@ -70,17 +70,7 @@ class FactorVAE(WithDivergence):
         self.gamma = check_number("gamma", gamma, least=0.0)
         self.lr = check_number("lr", lr, above=0.0)
         self.size = size
-        latents = model if isinstance(model, Mapping) else getattr(model, "latents", None)
-        if not isinstance(latents, Mapping) or not latents:
-            raise InputError(
-                f"model={type(model).__name__} declares no latents: give a LatentModel, or a mapping from site names "
-                "to LatentSpec"
-            )
-        if shared := [name for name, spec in latents.items() if spec.scope != "datum"]:
-            raise InputError(
-                f"FactorVAE shuffles the dimensions of each datum's z, and {', '.join(map(repr, shared))} is shared by "
-                "all data; use ELBO"
-            )
+        latents = datum_latents(model, "FactorVAE shuffles the dimensions of each datum's z")
         if discrete := [name for name, spec in latents.items() if spec.support.is_discrete]:
             raise InputError(f"FactorVAE is of continuous latents, and {', '.join(map(repr, discrete))} is discrete")
         self.sites = tuple(latents)

@@ -12,13 +12,12 @@ from torch.nn.functional import cross_entropy
 
 from ..batch import Batch
 from ..data import DataSet
+from ..data.dataset import HELD
 from ..errors import InputError, check_count
 from ..weights import Program
 from .base import Objective, Terms, objectives
 
 __all__ = ["SemiSupervised"]
-
-_HELD = ("x", "y", "context", "observed", "visible", "spread")
 
 
 @objectives.register("semi-supervised")
@@ -85,7 +84,7 @@ class SemiSupervised(Objective):
         part.classes_trained = alpha > 0
         held = None if labelled is None else _labelled_of(labelled)
         self.data = held if isinstance(held, DataSet) else None  # how x is binarized
-        for name in _HELD:
+        for name in HELD:
             # not saved: they are the training data's
             self.register_buffer(f"labelled_{name}", getattr(held, name, None), persistent=False)
 
@@ -135,7 +134,7 @@ class SemiSupervised(Objective):
         rows = torch.arange(size, device=y.device)
         if size > self.at_once:
             rows = torch.randint(size, (self.at_once,), device=y.device)
-        held: dict[str, Any] = {name: getattr(self, f"labelled_{name}") for name in _HELD}
+        held: dict[str, Any] = {name: getattr(self, f"labelled_{name}") for name in HELD}
         held = {name: tensor for name, tensor in held.items() if tensor is not None}
         return Batch(**held).take(rows) if self.data is None else self.data.holding(**held).batch(rows)
 
