@@ -29,9 +29,11 @@ from ppl_vae import (
 )
 from ppl_vae.build import PairConfig, build, build_objective
 from ppl_vae.conjugate import Dirichlet, NormalInverseWishart
+from ppl_vae.coordinate_ascent import coordinate_ascent
 from ppl_vae.evaluate import encode, evaluate, sample
 from ppl_vae.fit import fit
 from ppl_vae.guides.structured import LocalPosterior, Potentials, local_posterior
+from ppl_vae.mixture_parameters import DirichletNormal
 from ppl_vae.objectives.structured import local_kl, natural_step
 from ppl_vae.testing import check_compiled
 from ppl_vae.wishart import LogCholeskyInverseWishart, cholesky_of, numbers_of
@@ -276,7 +278,8 @@ class _Started(BayesianGaussianMixture):
 
 
 def test_without_a_decoder_it_is_coordinate_ascent_in_the_mixture() -> None:
-    """z known, all data, step 1: the parameters of scikit-learn's variational mixture, iteration by iteration."""
+    """z known, all data, step 1: the parameters of `coordinate_ascent` of the mixture with the same prior, and of
+    scikit-learn's variational mixture, iteration by iteration."""
     generator = torch.Generator().manual_seed(0)
     centers = torch.tensor([[3.0, 0.0], [-3.0, 1.0], [0.0, -3.0]], dtype=torch.float64)
     x = centers[torch.arange(60) % 3] + torch.randn(60, D, generator=generator, dtype=torch.float64)
@@ -292,6 +295,7 @@ def test_without_a_decoder_it_is_coordinate_ascent_in_the_mixture() -> None:
     objective = objectives.StructuredELBO(step=1.0)
     (optimizer,) = objective.optimizers(model, guide)
     alpha, normals = model.priors
+    mixture = models.GaussianMixture(C, D, prior=DirichletNormal(alpha, normals))
 
     for iterations in (1, 2, 10):
         theirs = _Started(
@@ -324,6 +328,11 @@ def test_without_a_decoder_it_is_coordinate_ascent_in_the_mixture() -> None:
             (q.psi, theirs.covariances_ * theirs.degrees_of_freedom_[:, None, None]),
         ):
             torch.testing.assert_close(got, torch.as_tensor(wanted), rtol=1e-10, atol=1e-10)
+        # scikit-learn's M-step comes before its first sweep, as ours
+        ours = coordinate_ascent(mixture, x, start=start, iterations=iterations, tolerance=0).posterior
+        torch.testing.assert_close(weights.concentration, ours.weights.concentration, rtol=1e-10, atol=1e-10)
+        for name, wanted in vars(ours.normals).items():
+            torch.testing.assert_close(getattr(q, name), wanted, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
