@@ -38,6 +38,7 @@ __all__ = [
     "build_prior",
     "check_objective_options",
     "options_by_name",
+    "start",
     "units_for",
 ]
 
@@ -200,7 +201,8 @@ def build(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentModel, Gu
     Args:
         config: its parts.
         data: training data, whose averages (of at most 10,000) then standardize what goes into the encoder and comes
-            out of the decoder; or only their specification, for a pair whose saved weights will be loaded.
+            out of the decoder, and from which a structured autoencoder starts; or only their specification, for a pair
+            whose saved weights will be loaded.
 
     Raises:
         InputError: parts that do not fit the data or each other.
@@ -209,7 +211,17 @@ def build(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentModel, Gu
     size = data.size if isinstance(data, DataSpec) else len(data)
     guide = build_guide(guides.get(config.guide), model, features, size, config.guide_options, config.guide)
     bind(model, guide)
+    if isinstance(data, DataSet):
+        start(model, guide, data)
     return model, guide
+
+
+def start(model: nn.Module, guide: nn.Module, data: DataSet) -> None:
+    """Let a guide that has a start for its pair (`guides.Structured.start_at`) take it, from at most 10,000 of the
+    data; others are left alone."""
+    begin = getattr(guide, "start_at", None)
+    if begin is not None:
+        begin(model, _some(data))
 
 
 def build_model(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentModel, Encoder]:

@@ -23,6 +23,7 @@ from .build import (
     build_model,
     build_objective,
     check_objective_options,
+    start,
     units_for,
 )
 from .data import Binarize, DataSet, DataSplits, Units, data_sets, load, split
@@ -63,7 +64,8 @@ class Recipe:
         data: a name or a path, see `ppl_vae.data.load`.
         labels: of the training data so many keep their label, as many of each class, by the seed; None: all do.
         model, guide, prior, objective: names, see `ppl-vae list`, with options after colons: "low-rank:rank=3".
-            The objective None: elbo, and semi-supervised for a model that learns from labelled and unlabelled data.
+            The objective None: elbo; semi-supervised for a model that learns from labelled and unlabelled data,
+            structured-elbo for the structured autoencoder.
         likelihood: None: bernoulli for binarized data, discretized-logistic for levels, continuous-bernoulli for images
             in [0, 1], gaussian-learned for tables.
         binarize: None: "dynamic" for grey images with levels under a Bernoulli; otherwise "none".
@@ -309,8 +311,9 @@ def prepare(recipe: Recipe, loaded: DataSplits | None = None, given: Given | Non
     # names and numbers are looked at before data are read, which may take a download
     pair = _pair(recipe, given)
     if recipe.objective is None:
-        learns = getattr(given.model if given.model is not None else models.get(pair.model), "takes_labels", False)
-        recipe = recipe.replace(objective="semi-supervised" if learns else "elbo")
+        kind = given.model if given.model is not None else models.get(pair.model)
+        learns = "semi-supervised" if getattr(kind, "takes_labels", False) else "elbo"
+        recipe = recipe.replace(objective=getattr(kind, "trained_by", learns))
     name, options = _objective(recipe)
     check_objective_options(name, **options)
     resolve_device(recipe.device)
@@ -408,6 +411,8 @@ def _build(pair: PairConfig, train: DataSet, given: Given, name: str) -> tuple[n
     part = guides.get(pair.guide)
     guide = build_guide(part, model, encoder, len(train), pair.guide_options, pair.guide)
     bind(model, guide)
+    if given.model is None and given.weights is None:
+        start(model, guide, train)
     return model, guide
 
 

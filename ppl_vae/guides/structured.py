@@ -17,9 +17,12 @@ from ..core import Encoder, Guide, LatentModel
 from ..errors import InputError, check_count
 from ..models.structured_vae import StructuredVAE, draw_shared
 from ..networks import Linear
+from ..validation import validation
 from .base import guides
 
 __all__ = ["LocalPosterior", "Potentials", "Structured"]
+
+_START_UPDATES, _START_ROWS, _START_LR = 300, 128, 5e-3
 
 
 class Potentials(NamedTuple):
@@ -137,6 +140,57 @@ class Structured(Guide):
         for name, value in free_numbers(weights, normals).items():
             self.shared[name].copy_(value)
 
+    def start_at(self, model: StructuredVAE, batch: Batch, spread: float = 3.0, sharpness: float = 30.0) -> None:
+        r"""Set encoder's head, decoder and likelihood near an autoencoder, from data: a start from which the mixture
+        finds clusters.
+
+        From random networks the codes say nothing of x while they cost their KL, and all components merge before the
+        decoder has learnt to read them. Here potentials start as N(z; m(x), I / `sharpness`) about the data's
+        principal components, each in units of its standard deviation times `spread`: the linear map from features that
+        is nearest to them by least squares. To draws of these the decoder is fitted by some updates of Adam. What has
+        `requires_grad=False` stays.
+
+        Args:
+            model: the one that this guide is for.
+            batch: data, some thousands are enough.
+            spread: standard deviation of the codes in each dimension; 0 in dimensions of z that the data have not.
+            sharpness: of the potentials, an inverse variance.
+
+        Raises:
+            InputError: a batch without x or with fewer than 2 data, numbers that are none.
+        """
+        for name, number in (("spread", spread), ("sharpness", sharpness)):
+            if isinstance(number, bool) or not (isinstance(number, int | float) and 0 < number < float("inf")):
+                raise InputError(f"{name}={number!r} must be a number above 0")
+        if batch.x is None or batch.size < 2:
+            came = "no x" if batch.x is None else str(batch.size)
+            raise InputError(f"a start needs x of 2 data or more: the batch has {came}")
+        linear = self.potential.linear
+        size = linear.out_features // 2
+        with torch.no_grad():
+            features = self.encoder(batch).detach()
+            codes = spread * principal_codes(batch.x, batch.observed, size)
+            weight, shift = least_squares(features, sharpness * codes)
+            linear.weight[:size], linear.bias[:size] = weight, shift
+            linear.weight[size:] *= 0.1  # nearly as sharp for every x
+            linear.bias[size:] = sharpness
+            mean = (features @ weight.mT + shift) / sharpness
+        parts = [p for part in (model.decoder, model.likelihood) for p in part.parameters() if p.requires_grad]
+        if not parts:
+            return
+        optimizer = torch.optim.Adam(parts, lr=_START_LR)
+        rows = min(batch.size, _START_ROWS)
+        with torch.enable_grad(), validation(False):
+            for _ in range(_START_UPDATES):
+                part = torch.randint(batch.size, (rows,), device=mean.device)
+                z = mean[part] + sharpness**-0.5 * torch.randn_like(mean[part])
+                observed = None if batch.observed is None else batch.observed[part]
+                optimizer.zero_grad()
+                (-model.decoded(z, observed).log_prob(batch.x[part]).mean()).backward()
+                optimizer.step()
+        for p in parts:
+            p.grad = None
+
     def potentials(self, batch: Batch) -> Potentials:
         """What the encoder says of z; its natural parameters are h and -½ softplus(.)."""
         linear, raw = self.potential(self.encoder(batch)).chunk(2, dim=-1)
@@ -197,6 +251,33 @@ def local_posterior(
         mean, scale_tril = of_z(logits)
         logits = of_k(mean, scale_tril)
     return LocalPosterior(logits, mean, scale_tril)
+
+
+def principal_codes(x: Tensor, observed: Tensor | None, size: int) -> Tensor:
+    """The first principal components of x (N, \\*D), each with variance 1; 0 beyond those that there are, (N, size).
+    What is not observed counts as its mean."""
+    flat = x.flatten(1)
+    if observed is None:
+        flat = flat - flat.mean(0)
+    else:
+        seen = observed.flatten(1).to(flat)
+        flat = seen * (flat - (seen * flat).sum(0) / seen.sum(0).clamp_min(1.0))
+    u, s, _ = torch.svd_lowrank(flat, q=min(size + 6, *flat.shape), niter=4)
+    codes = flat.new_zeros(len(flat), size)
+    keep = min(size, int((s > 1e-6 * s[0]).sum()) if float(s[0]) > 0 else 0)
+    codes[:, :keep] = u[:, :keep] * len(flat) ** 0.5
+    return codes
+
+
+def least_squares(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The affine map, weight and bias, from features (N, F) that is nearest to a target (N, D), with a little ridge."""
+    center, goal = features.double().mean(0), target.double().mean(0)
+    centered = features.double() - center
+    square = centered.mT @ centered
+    ridge = 1e-6 * square.diagonal().mean().clamp_min(1e-12)
+    square = square + ridge * torch.eye(len(square), dtype=square.dtype, device=square.device)
+    weight = torch.linalg.solve(square, centered.mT @ (target.double() - goal)).mT
+    return weight.to(features), (goal - weight @ center).to(features)
 
 
 def free_numbers(weights: Dirichlet, normals: NormalInverseWishart) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -53,6 +54,9 @@ class StructuredVAE(LatentModel):
     Reference: Johnson et al., Composing graphical models with neural networks for structured representations and fast
     inference, NIPS 2016 (https://arxiv.org/abs/1603.06277).
     """
+
+    trained_by: ClassVar[str] = "structured-elbo"
+    """What a recipe that names none trains it by."""
 
     alpha: Tensor
     mean: Tensor

@@ -1,10 +1,8 @@
 """The structured autoencoder: exact inference in its mixture, natural gradients, clusters of the pinwheel."""
 
 import dataclasses
-import importlib.util
 import math
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +16,7 @@ from ppl_vae import (
     ELBO,
     Batch,
     CompiledSVI,
+    Encoder,
     InputError,
     guides,
     likelihoods,
@@ -32,19 +31,22 @@ from ppl_vae.conjugate import Dirichlet, NormalInverseWishart
 from ppl_vae.coordinate_ascent import coordinate_ascent
 from ppl_vae.evaluate import encode, evaluate, sample
 from ppl_vae.fit import fit
-from ppl_vae.guides.structured import LocalPosterior, Potentials, local_posterior
+from ppl_vae.guides.structured import LocalPosterior, Potentials, local_posterior, principal_codes
 from ppl_vae.mixture_parameters import DirichletNormal
 from ppl_vae.objectives.structured import local_kl, natural_step
+from ppl_vae.recipe import Recipe, prepare
 from ppl_vae.testing import check_compiled
 from ppl_vae.wishart import LogCholeskyInverseWishart, cholesky_of, numbers_of
 
 D, C = 2, 3
 
 
-def pair(components: int = C, seed: int = 0, **options: Any) -> tuple[models.StructuredVAE, guides.Structured]:
+def pair(
+    components: int = C, seed: int = 0, latent: int = D, **options: Any
+) -> tuple[models.StructuredVAE, guides.Structured]:
     torch.manual_seed(seed)
-    decoder = networks.decoder("mlp", D, (4,), 1, (5,))
-    model = models.StructuredVAE(decoder, likelihoods.Gaussian((4,)), D, components).double()
+    decoder = networks.decoder("mlp", latent, (4,), 1, (5,))
+    model = models.StructuredVAE(decoder, likelihoods.Gaussian((4,)), latent, components).double()
     return model, guides.Structured(model, networks.encoder("mlp", (4,), (6,)), **options).double()
 
 
@@ -434,29 +436,89 @@ def test_by_name() -> None:
     assert sample(model, 6, seed=0).draw.shape == (6, 2)
 
 
+def test_it_starts_at_principal_components() -> None:
+    """Their place by a singular value decomposition, the width as told, and a decoder that has learnt to read them."""
+    model, guide = pair(latent=5)
+    x = data(200) @ torch.tensor([[3.0, 0, 0, 0], [1, 2, 0, 0], [0, 0, 0.5, 0], [0, 0, 0, 0]]).double() + 1.0
+    guide.encoder = Straight(4)
+    guide.potential = networks.Linear(4, 10).double()
+    held = model.likelihood.state_dict()
+    before = guide.state_dict()
+    shared = {name: value.clone() for name, value in before.items() if name.startswith("shared")}
+    decoder = {name: value.clone() for name, value in model.decoder.state_dict().items()}
+    guide.start_at(model, Batch(x=x), spread=2.0, sharpness=50.0)
+    with torch.no_grad():
+        linear, precision = guide.potentials(Batch(x=x))
+    u, _, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    wanted = 2.0 * math.sqrt(200) * u[:, :3]
+    ours = linear[:, :3] / 50.0
+    torch.testing.assert_close(ours * (ours * wanted).sum(0).sign(), wanted, rtol=0, atol=1e-4)
+    assert float(linear[:, 3:].abs().max()) < 1e-8  # the data have three dimensions
+    torch.testing.assert_close(precision, torch.full_like(precision, 50.0), rtol=0.2, atol=0)
+    assert all(torch.equal(value, guide.state_dict()[name]) for name, value in shared.items())
+    assert all(torch.equal(value, held[name]) for name, value in model.likelihood.state_dict().items())
+    assert not any(torch.equal(value, decoder[name]) for name, value in model.decoder.state_dict().items())
+    with torch.no_grad():
+        reached = float(model.decoded(linear / 50.0).log_prob(x).mean())
+    without_z = torch.distributions.Normal(x.mean(0), 1.0).log_prob(x).sum(-1).mean()
+    assert reached > float(without_z) + 0.5 * 0.5 * float(x.var(0).sum())  # half of what is left there is explained
+    assert all(p.grad is None for p in (*model.parameters(), *guide.parameters()))
+
+
+class Straight(Encoder):
+    """x itself as features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.features = width
+
+    def forward(self, batch: Batch, **latents: Tensor) -> Tensor:
+        assert batch.x is not None
+        return batch.x
+
+
+def test_a_start_leaves_what_does_not_train_and_knows_holes() -> None:
+    model, guide = pair()
+    model.requires_grad_(False)
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    x, observed = data(60), torch.rand(60, 4, generator=torch.Generator().manual_seed(3)) < 0.8
+    guide.start_at(model, Batch(x=torch.where(observed, x, 0.0), observed=observed))
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+    filled = torch.where(observed, x, (x * observed).sum(0) / observed.sum(0))
+    u, _, _ = torch.linalg.svd(filled - filled.mean(0), full_matrices=False)
+    codes = principal_codes(torch.where(observed, x, 0.0), observed, D)
+    wanted = math.sqrt(60) * u[:, :D]
+    torch.testing.assert_close(codes * (codes * wanted).sum(0).sign(), wanted, rtol=0, atol=1e-3)
+
+
+def test_by_name_it_starts_there_and_is_trained_by_its_own_objective() -> None:
+    recipe = Recipe(data="pinwheel", model="structured-vae", guide="structured", latent=2, hidden=(32,))
+    ready = prepare(recipe)
+    assert isinstance(ready.objective, objectives.StructuredELBO)
+    assert isinstance(ready.guide, guides.Structured)
+    assert isinstance(ready.model, models.StructuredVAE)
+    test = ready.data.test.batch()
+    assert test.x is not None
+    with torch.no_grad():
+        linear, precision = ready.guide.potentials(test)
+        rebuilt = ready.model.decoded(linear / precision).mean
+    # of the data's variance little is lost before any training
+    assert float((rebuilt - test.x).square().mean() / test.x.var(0).mean()) < 0.05
+
+
 @pytest.mark.slow
 def test_it_finds_the_arms_of_the_pinwheel() -> None:
-    """Clusters of held-out data against the arms they are of, by the adjusted Rand index, with the example's networks.
-    Each arm is one cluster, and few data lie in others."""
-    path = Path(__file__).resolve().parents[2] / "examples" / "structured_vae.py"
-    spec = importlib.util.spec_from_file_location("example_structured", path)
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    splits = load("pinwheel")
-    test = splits.test.batch(range(500))
+    """With all settings at their defaults: clusters of held-out data against the arms they are of, by the adjusted Rand
+    index, which is 1 for equal partitions and 0 by chance."""
     found = []
     for seed in range(2):
-        torch.manual_seed(seed)
-        model, guide = example.make_pair(splits.train.batch(range(500)).x)
-        objective = objectives.StructuredELBO(step=0.05, data_size=500)
-        settings = {"epochs": 100, "batch_size": 50, "lr": 1e-2, "lr_schedule": "cosine", "progress": False}
-        fit(model, guide, splits.train, objective, compile=False, seed=0, **settings)
+        ready = prepare(Recipe(data="pinwheel", model="structured-vae", guide="structured", latent=2, seed=seed))
+        ready.train(progress=False)
+        test = ready.data.test.batch()
         with torch.no_grad():
-            clusters = guide.infer(test).responsibilities.argmax(-1)
+            clusters = ready.guide.infer(test).responsibilities.argmax(-1)  # type: ignore[operator]
         found.append(adjusted_rand_score(test.y, clusters))
-    assert min(found) > 0.8
+    assert min(found) > 0.9
 
 
 def test_pinwheel_is_what_it_says() -> None:
@@ -497,6 +559,14 @@ def test_bad_input_is_named() -> None:
     ):
         with pytest.raises(InputError, match=says):
             guides.Structured(model, encoder, **options)  # type: ignore[arg-type]
+    for says, batch, options in (
+        ("spread=0 must be a number above 0", Batch(x=data()), {"spread": 0}),
+        ("sharpness=inf must be", Batch(x=data()), {"sharpness": math.inf}),
+        ("a start needs x of 2 data or more: the batch has no x", Batch(n=5), {}),
+        ("a start needs x of 2 data or more: the batch has 1", Batch(x=data(1)), {}),
+    ):
+        with pytest.raises(InputError, match=says):
+            guide.start_at(model, batch, **options)  # type: ignore[arg-type]
     vae = models.VAE(decoder, likelihood, D)
     with pytest.raises(InputError, match=r"guide='structured' is of model='structured-vae'.* VAE is another"):
         guides.Structured(vae, encoder)
