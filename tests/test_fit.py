@@ -175,7 +175,7 @@ def test_a_handler_of_ones_own_is_put_back(tmp_path: Path) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])
 def test_kill_9_at_any_moment_leaves_a_checkpoint_to_go_on_from(tmp_path: Path, kills: int) -> None:
     options = {"epochs": 12 * kills, "validate": True, "patience": 10_000}
     said = run_script("kill", tmp_path / "killed", {"kills": kills, **options}, timeout=900)
@@ -1166,7 +1166,8 @@ def test_fewer_epochs_than_done_are_refused(tmp_path: Path) -> None:
         fit(model, guide, data(), epochs=1, run_dir=tmp_path, resume=True, progress=False)
 
 
-@pytest.mark.parametrize("schedule", ["joint", pytest.param("alternating", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["joint", "alternating"])
 def test_a_compiled_run_is_the_eager_run(schedule: str) -> None:
     """Clipping, warm-up, cosine schedule, validation: every logged number to 1e-5, weights to 1e-5 of their norm."""
     runs = []

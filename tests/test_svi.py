@@ -84,6 +84,10 @@ OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+# compiling takes ten seconds: what does not turn on the compiler is seen in the traced graph, and in both at length
+either_backend = pytest.mark.parametrize("backend", ["graph", pytest.param(True, marks=pytest.mark.slow)])
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_ten_steps_of_the_traced_graph_are_ten_eager_steps(name: str) -> None:
     optim, options = OPTIMIZERS[name]
@@ -99,11 +103,12 @@ _IWAE = functools.partial(IWAE, 3)
 @pytest.mark.parametrize(
     ("objective", "guide", "dtype"),
     [
-        pytest.param(ELBO, guides.FullRank, torch.float32, marks=pytest.mark.by_default),
-        (_IWAE, guides.MeanField, torch.float64),
-        # in either dtype, and these in float32 by the covering set of all parts
+        # what the covering set of all parts has not: float64, and the compiler's own options
+        pytest.param(ELBO, guides.MeanField, torch.float64, marks=pytest.mark.by_default),
+        pytest.param(ELBO, guides.FullRank, torch.float32, marks=[pytest.mark.by_default, pytest.mark.slow]),
         pytest.param(ELBO, guides.FullRank, torch.float64, marks=pytest.mark.slow),
         pytest.param(_IWAE, guides.MeanField, torch.float32, marks=pytest.mark.slow),
+        pytest.param(_IWAE, guides.MeanField, torch.float64, marks=pytest.mark.slow),
         pytest.param(_RENYI, guides.FullRank, torch.float32, marks=pytest.mark.slow),
         pytest.param(_RENYI, guides.FullRank, torch.float64, marks=pytest.mark.slow),
     ],
@@ -212,12 +217,14 @@ def test_a_seed_reproduces_a_compiled_run_and_another_does_not() -> None:
 
 
 @pytest.mark.native_noise
-def test_particles_and_data_are_independent_draws() -> None:
+@either_backend
+def test_particles_and_data_are_independent_draws(backend: Any) -> None:
     """64 equal data and 64 particles: were noise shared by data or by particles, the sum's variance would be 64 times
     as large. False-alarm rate of either bound below 1e-6 (a chi-square of 399 degrees of freedom within 0.6 to 1.6)."""
     model, guide = pair()
     batch = Batch(x=data(1).x.expand(64, D).contiguous())
-    svi = CompiledSVI(model, guide, torch.optim.SGD, ELBO(particles=64, kl="monte-carlo"), {"lr": 0.0})
+    loss = ELBO(particles=64, kl="monte-carlo")
+    svi = CompiledSVI(model, guide, torch.optim.SGD, loss, {"lr": 0.0}, compile=backend)
     torch.manual_seed(0)
     losses = torch.stack([svi.step(batch) for _ in range(400)])
     single = ELBO(particles=1, kl="monte-carlo")
@@ -387,9 +394,10 @@ def test_a_buffer_that_is_reassigned_in_a_step_is_kept(backend: Any) -> None:
     assert svi.report().fallbacks == []
 
 
-def test_an_evaluation_sees_another_dtype() -> None:
+@either_backend
+def test_an_evaluation_sees_another_dtype(backend: Any) -> None:
     model, guide = pair(dtype=torch.float32)
-    svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-3})
+    svi = CompiledSVI(model, guide, torch.optim.Adam, ELBO(), {"lr": 1e-3}, compile=backend)
     svi.evaluate_loss(data(dtype=torch.float32))
     model.double()
     guide.double()
@@ -429,7 +437,8 @@ def test_what_pyros_optimizers_do_besides_is_refused(optim: Any) -> None:
         svi.step(data())
 
 
-def test_another_layout_of_the_same_shape_is_another_graph() -> None:
+@either_backend
+def test_another_layout_of_the_same_shape_is_another_graph(backend: Any) -> None:
     x = data().x
     assert x is not None
     turned = x.T.contiguous().T
@@ -437,7 +446,7 @@ def test_another_layout_of_the_same_shape_is_another_graph() -> None:
     losses = []
     for batch in (x, turned):
         model, guide = pair()
-        svi = CompiledSVI(model, guide, torch.optim.SGD, ELBO(), {"lr": 1e-2})
+        svi = CompiledSVI(model, guide, torch.optim.SGD, ELBO(), {"lr": 1e-2}, compile=backend)
         svi.step(Batch(x=x))
         torch.manual_seed(0)
         losses.append(svi.step(Batch(x=batch)).item())
@@ -521,12 +530,13 @@ def test_eager_and_compiled_steps_can_follow_each_other() -> None:
     assert torch.allclose(torch.stack(losses), whole[0], rtol=1e-12)
 
 
-def test_a_compiled_step_in_bf16_has_matrix_products_alone_in_it() -> None:
+@either_backend
+def test_a_compiled_step_in_bf16_has_matrix_products_alone_in_it(backend: Any) -> None:
     """Products of layers in bfloat16; losses, parameters and optimizer state in float32. Compiled and eager round
     differently, by 2⁻⁸ a product at most."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    compiled = run(True, dtype=torch.float32, precision="bf16")
+    compiled = run(backend, dtype=torch.float32, precision="bf16")
     eager = run(False, dtype=torch.float32, precision="bf16")
     assert compiled[2].report().fallbacks == []
     assert compiled[0].dtype == torch.float32
@@ -601,9 +611,8 @@ def whole(kind: str) -> Any:
 @pytest.mark.parametrize(
     ("kind", "backend"),
     [
-        ("data set", True),
         *((kind, backend) for kind in ("batch", "data set") for backend in (False, "graph")),
-        pytest.param("batch", True, marks=pytest.mark.slow),
+        *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in ("batch", "data set")),
     ],
 )
 def test_many_steps_a_call_are_single_steps_on_the_same_rows(kind: str, backend: Any) -> None:
@@ -882,7 +891,7 @@ class Line(nn.Module):
         return loss, loss
 
 
-@pytest.mark.parametrize("backend", ["graph", "inductor"])
+@pytest.mark.parametrize("backend", ["graph", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_guarded_step_takes_back_what_a_bad_loss_did(backend: Any) -> None:
     """Good, bad, good: parameters, moments and count are those of two good steps."""
     results = []

@@ -34,7 +34,7 @@ class Following(ELBO):
 
 @pytest.mark.parametrize(
     ("backend", "own"),
-    [("graph", SGD), ("graph", Adam), (True, Adam), pytest.param(True, SGD, marks=pytest.mark.slow)],
+    [("graph", SGD), ("graph", Adam), *(pytest.param(True, own, marks=pytest.mark.slow) for own in (SGD, Adam))],
 )
 def test_compiled_steps_are_eager_steps(backend: Any, own: type[Optimizer]) -> None:
     found = []
