@@ -42,7 +42,6 @@ from .report import (
     finite,
     is_doubted,
     one_line,
-    plus_minus,
     write_results,
 )
 from .results import KIND, RESULTS, Earlier, check_target, earlier_runs, staged
@@ -227,10 +226,10 @@ class Comparison:
         """A row a guide, for a rich console."""
         first = self.ingredients
         about = About.of(first.model, first.objective)
-        return comparison_table([c.row for c in self.contenders], self.differences, about, self._said())
+        return comparison_table([c.row for c in self.contenders], self.differences, about, self.said())
 
-    def _said(self) -> list[str]:
-        """What the caption says besides the numbers' units."""
+    def said(self) -> list[str]:
+        """What a caption says besides the numbers' units."""
         said = []
         if len(self.seeds) > 1:
             said.append(f"Seeds: {', '.join(map(str, self.seeds))}.")
@@ -403,41 +402,6 @@ class Comparison:
                 seed=self.recipe.seed,
                 progress=shows.bars or False,
             )
-
-    def _page(self, folder: Path) -> str:
-        from .diagnose.comparison_page import PICTURES, comparison_page
-
-        one_model = self.reference is not None
-        heads = ["guide", "ELBO", "KL(q ‖ p(z|x))" if one_model else "KL", "log p(x)", "ESS"]
-        rows = []
-        for c in self.done:
-            found = [t.evaluation for t in c.done if t.evaluation is not None]
-            divergences = [t.divergence for t in c.done if t.divergence is not None]
-            spreads = [
-                Spread.over([e.elbo for e in found]),
-                Spread.over(divergences or [e.kl for e in found]),
-                Spread.over([e.log_px for e in found]),
-            ]
-            mark = "†" if any(map(is_doubted, found)) else ""
-            numbers = [plus_minus(spread.mean, spread.se) for spread in spreads]
-            rows.append([c.guide + c.row.note, *numbers[:2], numbers[2] + mark, f"{found[0].ess.mean:.0f}"])
-        notes = [f"{c.guide} failed: {c.error}" for c in self.failed] + self._said()
-        if any("†" in row[3] for row in rows):
-            notes.append("† k-hat is above 0.7 for more than 1% of the data: more likely too low than too high.")
-        names = [*self._drawings(), *(name for name in PICTURES if name not in self._drawings())]
-        values = self.to_json()
-        about = {"seeds": ", ".join(map(str, self.seeds)), "draws a datum": f"{self.eval_particles:,}"}
-        about |= {name: str(value) for name, value in {**values["machine"], **values["versions"]}.items()}
-        return comparison_page(
-            f"{self.recipe.model}: {', '.join(c.guide for c in self.done)}",
-            self.test.description,
-            self.diagnoses,
-            heads,
-            rows,
-            notes,
-            {name: path for name in names if (path := folder / f"{name}.png").is_file()},
-            about,
-        )
 
     def to_arviz(self) -> Any:
         """The draws of all guides along a dimension "guide", for the first of the test data: see `to_arviz`."""
@@ -892,14 +856,18 @@ def _draw_all(comparison: Comparison, folder: Path) -> None:
         return
     with _noted(comparison, DRAWS):
         to_netcdf(comparison.to_arviz(), folder / DRAWS)
+    figures: dict[str, Figure] = {}
     for name, draw in comparison._drawings().items():
         with _noted(comparison, f"{name}.png"):
             figure = draw()
             if figure is not None:
                 plots.save(figure, folder / f"{name}.png")
+                figures[name] = figure
     if comparison.diagnoses:
+        from .compare_page import page_of
+
         with _noted(comparison, PAGE):
-            (folder / PAGE).write_text(comparison._page(folder), encoding="utf-8")
+            (folder / PAGE).write_text(page_of(comparison, figures), encoding="utf-8")
 
 
 @contextmanager

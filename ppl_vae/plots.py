@@ -307,7 +307,7 @@ def posteriors(
             if one_model:
                 axis.set_xlim(min(float(p.z1[0]) for p in shown), max(float(p.z1[-1]) for p in shown))
                 axis.set_ylim(min(float(p.z2[0]) for p in shown), max(float(p.z2[-1]) for p in shown))
-    key = "grey: 50, 90, 99% of the posterior, exactly; black: Markov chains on it; colour: the same of q, draws"
+    key = "grey: 50, 90, 99% of the posterior, exactly; grey dots: Markov chains on it; colour: the same of q, draws"
     wrapped_title(figure, f"{title}\n{key}")
     return figure
 

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import base64
-import struct
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .page import question, settings_table
-from .page_parts import STATE, document, facts, image, number, paragraph, sentence, table, verdict_list
+from .page import question, settings_table, sizes
+from .page_parts import (
+    CLASS,
+    STATE,
+    document,
+    drawn,
+    facts,
+    number,
+    paragraph,
+    pictures,
+    sentence,
+    table,
+    verdict_list,
+)
 from .vector import Palette
 
 if TYPE_CHECKING:
     from .diagnosis import Diagnosis
-    from .findings import Verdict
+    from .findings import Picture, Verdict
 
-__all__ = ["PICTURES", "comparison_page"]
-
-PICTURES = {
-    "training": "ELBO, reconstruction and KL by epoch, under each guide.",
-    "reconstructions": "Test data and their reconstructions at the posterior mean, under each guide.",
-    "samples": "Samples of each model, from its prior.",
-    "latent": "Posterior means of the test data, by class where there are classes, under each guide.",
-    "posterior": "q(z | x) over the exact posterior of a few data, under each guide.",
-    "seeds": "Each guide's numbers, seed by seed.",
-}
-"""Captions of a comparison's pictures, by name."""
-
-_CLASS = {True: "fault", None: "doubt", False: "fine"}
+__all__ = ["comparison_page"]
 
 
 def comparison_page(
@@ -39,10 +36,11 @@ def comparison_page(
     heads: Sequence[str],
     rows: Sequence[Sequence[str]],
     notes: Sequence[str],
-    images: Mapping[str, Path],
+    shared: Sequence[Picture],
     about: Mapping[str, str],
 ) -> str:
-    """One HTML page, like that of a diagnosis, over several guides.
+    """One HTML page, like that of a diagnosis, over several guides: light and dark, for a phone, with nothing asked of
+    a network.
 
     Args:
         title: what is compared.
@@ -50,12 +48,13 @@ def comparison_page(
         diagnoses: by guide.
         heads, rows: a table of numbers, a row a guide.
         notes: what must be said below it.
-        images: PNG files by name, see `PICTURES`.
-        about: seeds, versions, machine.
+        shared: pictures of all guides; each guide's own are those of its diagnosis.
+        about: seeds, settings, versions, machine.
     """
+    palette = Palette()
     anchors = {guide: f"guide-{k}" for k, guide in enumerate(diagnoses)}
     sections = [
-        _section("verdict", "Verdict", [_headlines(diagnoses, anchors), _side_by_side(diagnoses)]),
+        _section("verdict", "Verdict", [_lead(diagnoses), _headlines(diagnoses, anchors), _side_by_side(diagnoses)]),
         _section(
             "numbers",
             "Numbers",
@@ -64,8 +63,8 @@ def comparison_page(
                 *(paragraph(note, "small") for note in notes),
             ],
         ),
-        _section("pictures", "Pictures", [_picture(name, path) for name, path in images.items()]),
-        *(_guide(guide, each, anchors[guide]) for guide, each in diagnoses.items()),
+        _section("pictures", "Pictures", [drawn(shared, "shared", palette)]) if shared else "",
+        *(_guide(guide, each, anchors[guide], palette) for guide, each in diagnoses.items()),
         _section("again", "To make this again", [facts({"data": data, **about})]),
     ]
     version = about.get("ppl_vae", "")
@@ -78,9 +77,9 @@ def comparison_page(
                 paragraph(data, "meta"),
             ]
         ),
-        main="\n".join(sections),
+        main="\n".join(section for section in sections if section),
         footer=paragraph(f"Written by ppl_vae {version}. Nats throughout; ± is one standard error."),
-        palette=Palette(),
+        palette=palette,
         generator=f"ppl_vae {version}",
     )
 
@@ -88,6 +87,19 @@ def comparison_page(
 def _section(anchor: str, heading: str, parts: Sequence[str]) -> str:
     inner = "\n".join(part for part in parts if part)
     return f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}">{escape(heading)}</h2>\n{inner}\n</section>'
+
+
+def _lead(diagnoses: Mapping[str, Diagnosis]) -> str:
+    """Which guides have the fewest faults, in words."""
+    counts = {guide: len(each.faults) for guide, each in diagnoses.items() if each.findings}
+    if not counts:
+        return paragraph("Nothing can be said: no check gave an answer.", "lead")
+    least = min(counts.values())
+    best = [guide for guide, count in counts.items() if count == least]
+    found = {0: "No fault was", 1: "One fault was"}.get(least, f"{least} faults were")
+    of = "each guide" if len(best) == len(counts) > 1 else " and ".join(best)
+    rest = "" if len(best) == len(counts) else "; of the others more were"
+    return paragraph(f"{found} found of {of}{rest}.", "lead")
 
 
 def _headlines(diagnoses: Mapping[str, Diagnosis], anchors: Mapping[str, str]) -> str:
@@ -114,24 +126,22 @@ def _side_by_side(diagnoses: Mapping[str, Diagnosis]) -> str:
 def _cell(verdict: Verdict | None) -> str:
     if verdict is None:
         return "–"
-    state = f'<span class="state {_CLASS[verdict.fault]}">{STATE[verdict.fault]}</span>'
+    state = f'<span class="state {CLASS[verdict.fault]}">{STATE[verdict.fault]}</span>'
     return f"{state} {escape(number(verdict.value))}"
 
 
-def _picture(name: str, path: Path) -> str:
-    drawn = path.read_bytes()
-    width, _ = struct.unpack(">II", drawn[16:24])  # the header of a PNG
-    caption = PICTURES.get(name, name)
-    return image(base64.b64encode(drawn).decode("ascii"), width, caption, caption)
-
-
-def _guide(guide: str, diagnosis: Diagnosis, anchor: str) -> str:
-    asked = "; ".join(question(name) for name in diagnosis.findings)
+def _guide(guide: str, diagnosis: Diagnosis, anchor: str, palette: Palette) -> str:
     left_out = [
         paragraph(f"{name} {each.kind}: {sentence(each.reason)}", "small") for name, each in diagnosis.left_out.items()
     ]
+    figures = [
+        f"<h3>{escape(question(name))}</h3>\n{paragraph(f'{name}: {sizes(diagnosis, name)}', 'meta')}\n"
+        f"{pictures(finding, f'{anchor}-{k}', palette)}"
+        for k, (name, finding) in enumerate(diagnosis.findings.items())
+    ]
+    folded = f"<details><summary>Figures of {escape(guide)}</summary>\n" + "\n".join(figures) + "\n</details>"
     return _section(
         anchor,
         guide,
-        [paragraph(asked, "meta"), verdict_list(diagnosis.verdicts()), *left_out, settings_table(diagnosis)],
+        [verdict_list(diagnosis.verdicts()), *left_out, folded if figures else "", settings_table(diagnosis)],
     )

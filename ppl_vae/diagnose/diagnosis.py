@@ -408,9 +408,24 @@ def _call(checks: str | Sequence[str], budget: str, options: Mapping[str, Any], 
 
 
 def _clause(says: str) -> str:
-    """A sentence as a part of one: "On data that ..." begins small, and "KL" and "R-hat" as they are."""
-    says = says.strip().rstrip(".")
+    """A sentence as a part of one: "On data that ..." begins small, and "KL" and "R-hat" as they are. What stands in
+    brackets, as numbers of each dimension, is left to the whole sentence."""
+    says = _without_brackets(says).strip().rstrip(".")
     return says[:1].lower() + says[1:] if says[1:2].islower() or says[1:2] == " " else says
+
+
+def _without_brackets(text: str) -> str:
+    """Text without what is in brackets of its own; "p(z | x)" has none."""
+    kept, depth = "", 0
+    for k, letter in enumerate(text):
+        if letter == "(" and (depth or text[k - 1 : k] == " "):
+            depth += 1
+            kept = kept if depth > 1 else kept.rstrip()
+        elif letter == ")" and depth:
+            depth -= 1
+        elif not depth:
+            kept += letter
+    return kept
 
 
 def _suffix(path: str | os.PathLike[str], suffix: str, what: str) -> None:

@@ -133,9 +133,8 @@ class InferenceGap:
             each = parts[name]
             fault = bool(each.mean - _Z * each.se > TOLERANCE)
             share = f"{100 * each.mean / whole:.0f}% of the gap between log p(x) and the ELBO"
-            says = f"{whose} leaves {each.mean:.3g} ± {each.se:.2g} nats a datum, {share}"
-            if name == "approximation":
-                says += ", at least: log p(x) is a lower bound"
+            least, why = (" or more", "; log p(x) is a lower bound") if name == "approximation" else ("", "")
+            says = f"{whose} leaves {each.mean:.3g} ± {each.se:.2g} nats a datum{least} ({share}{why})"
             found.append(
                 Verdict(
                     check=f"{name} gap",
@@ -156,10 +155,14 @@ class InferenceGap:
             return []
         gap, gap_se = self.generalization["amortization"]
         fault = bool(gap + _Z * gap_se < -TOLERANCE)
+        size = "smaller" if gap > 0 else "larger"
         encoder = Verdict(
             check="encoder's generalization",
             fault=fault,
-            says=f"the encoder's gap is {-gap:.3g} ± {gap_se:.2g} nats larger on these data than on the training data",
+            says=(
+                f"the encoder's gap is {abs(gap):.3g} ± {gap_se:.2g} nats {size} on these data than on the training "
+                "data"
+            ),
             statistic="mean amortization gap, less that of the training data, nats a datum",
             value=-gap,
             threshold=TOLERANCE,
@@ -172,12 +175,13 @@ class InferenceGap:
         difference, se = self.generalization["log_px"]
         effect, effect_se = difference / max(spread, 1e-12), se / max(spread, 1e-12)
         fault = bool(effect - _Z * effect_se > EFFECT)
+        likely = "less likely" if effect < 0 else "likelier"
         model = Verdict(
             check="generalization",
             fault=fault,
             says=(
-                f"training data are {difference:.3g} ± {se:.2g} nats likelier than these, {effect:.2g} of log p(x)'s "
-                "standard deviation over the data"
+                f"training data are {abs(difference):.3g} ± {se:.2g} nats {likely} than these, {abs(effect):.2g} of "
+                "log p(x)'s standard deviation over the data"
             ),
             statistic="difference of mean log p(x) over its standard deviation over the data",
             value=effect,

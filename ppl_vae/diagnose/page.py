@@ -22,7 +22,7 @@ from .vector import Palette
 if TYPE_CHECKING:
     from .diagnosis import Diagnosis
 
-__all__ = ["page", "question", "settings_table"]
+__all__ = ["page", "question", "settings_table", "sizes"]
 
 
 def page(diagnosis: Diagnosis) -> str:
@@ -92,14 +92,15 @@ def _check(diagnosis: Diagnosis, name: str, anchor: str, palette: Palette) -> st
     took = "" if seconds is None else f" · {seconds:.1f} s"
     parts = [
         f'<h2 id="{anchor}">{escape(question(name))}</h2>',
-        paragraph(f"{name}: {_sizes(diagnosis, name)}{took}", "meta"),
+        paragraph(f"{name}: {sizes(diagnosis, name)}{took}", "meta"),
         verdict_list(finding.verdicts(), advised=False),
         pictures(finding, anchor, palette),
     ]
     return f'<section aria-labelledby="{anchor}">\n' + "\n".join(part for part in parts if part) + "\n</section>"
 
 
-def _sizes(diagnosis: Diagnosis, name: str) -> str:
+def sizes(diagnosis: Diagnosis, name: str) -> str:
+    """Of how many data a check is, and its other sizes."""
     settings = dict(diagnosis.settings.get(name, {}))
     count = settings.pop("data", diagnosis.size)
     of = f"all {count:,} data" if count == diagnosis.size else f"{count:,} of {diagnosis.size:,} data, evenly spread"
@@ -145,7 +146,7 @@ def _every(diagnosis: Diagnosis) -> str:
 def settings_table(diagnosis: Diagnosis) -> str:
     """A row a check: of how many data, with which sizes, in how many seconds."""
     rows = [
-        [escape(name), escape(_sizes(diagnosis, name)), f"{diagnosis.seconds.get(name, 0.0):.1f}"]
+        [escape(name), escape(sizes(diagnosis, name)), f"{diagnosis.seconds.get(name, 0.0):.1f}"]
         for name in diagnosis.settings
     ]
     return table(("check", "sizes", "seconds"), rows, f"Seed {diagnosis.seed} for each check.", numbers=(2,))

@@ -12,11 +12,12 @@ from .findings import Finding, Picture, Verdict
 from .vector import PAPER, Palette, inline_svg
 
 __all__ = [
+    "CLASS",
     "STATE",
     "document",
+    "drawn",
     "facts",
     "figure",
-    "image",
     "number",
     "paragraph",
     "percent",
@@ -30,7 +31,8 @@ __all__ = [
 STATE = {True: "Fault", None: "Cannot be told", False: "No fault"}
 """In words, by `Verdict.fault`."""
 
-_CLASS = {True: "fault", None: "doubt", False: "fine"}
+CLASS = {True: "fault", None: "doubt", False: "fine"}
+"""In the style, likewise."""
 
 _DOCUMENT = Template("""\
 <!doctype html>
@@ -102,9 +104,8 @@ summary{cursor:pointer;font-size:.95rem;color:var(--link);padding:.3rem 0}
 figure{margin:1.6rem 0 2.2rem}
 figcaption{font-size:.875rem;line-height:1.5;color:var(--soft);margin-top:.5rem;max-width:40rem}
 .plot{overflow-x:auto;overflow-y:hidden}
-.plot svg,.plot img{display:block;margin:0 auto;width:100%;height:auto;max-width:calc(var(--w)*1.3px)}
+.plot svg{display:block;margin:0 auto;width:100%;height:auto;max-width:calc(var(--w)*1.3px)}
 .plot svg{min-width:calc(var(--w)*.72px);fill:currentColor;stroke-linejoin:round;stroke-linecap:butt;color:var(--ink)}
-.plot img{min-width:min(calc(var(--w)*.5px),34rem);background:#fff;border-radius:3px}
 .plot text{font-family:var(--ui)}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font:.875rem/1.45 var(--ui);font-variant-numeric:tabular-nums;margin:1rem 0}
@@ -196,7 +197,7 @@ def verdict_list(verdicts: Iterable[Verdict], names: Mapping[str, str] | None = 
             f'<p class="try"><b>Try:</b> {escape(sentence(verdict.advice))}</p>' if advised and verdict.advice else ""
         )
         items.append(
-            f'<li class="{_CLASS[verdict.fault]}"><p class="state">{STATE[verdict.fault]}{of}</p>'
+            f'<li class="{CLASS[verdict.fault]}"><p class="state">{STATE[verdict.fault]}{of}</p>'
             f"<p>{escape(sentence(verdict.says))}{about}</p>{advice}</li>"
         )
     return '<ul class="verdicts">\n' + "\n".join(items) + "\n</ul>" if items else ""
@@ -209,7 +210,7 @@ def verdict_table(verdicts: Iterable[Verdict], caption: str) -> str:
         value, threshold = number(each.value), number(each.threshold)
         rows.append(
             [
-                f'<span class="state {_CLASS[each.fault]}">{STATE[each.fault]}</span>',
+                f'<span class="state {CLASS[each.fault]}">{STATE[each.fault]}</span>',
                 escape(each.statistic),
                 escape(value),
                 escape(threshold),
@@ -247,32 +248,26 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str, num
 
 def figure(picture: Picture, prefix: str, palette: Palette) -> str:
     """A picture with its caption."""
-    drawn = inline_svg(picture, prefix, palette)
-    return _framed(drawn, picture.caption, picture.alt)
-
-
-def image(png: str, width: int, alt: str, caption: str) -> str:
-    """A picture in base64 with its caption; `width` in pixels."""
-    drawn = f'<img src="data:image/png;base64,{png}" alt="{escape(alt)}" style="--w:{width}">'
-    return _framed(drawn, caption, caption)
-
-
-def _framed(drawn: str, caption: str, label: str) -> str:
     # a box that may scroll must be reached by the keyboard, and have a name
     return (
-        f'<figure><div class="plot" tabindex="0" role="group" aria-label="{escape(label[:80])}">{drawn}</div>\n'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f'<figure><div class="plot" tabindex="0" role="group" aria-label="{escape(picture.caption[:80])}">'
+        f"{inline_svg(picture, prefix, palette)}</div>\n<figcaption>{escape(picture.caption)}</figcaption></figure>"
     )
 
 
 def pictures(finding: Finding, prefix: str, palette: Palette) -> str:
     """A finding's pictures; of one that cannot be drawn, why."""
     try:
-        drawn = list(finding.pictures())
+        made = list(finding.pictures())
     except Exception as error:
         return paragraph(f"Its figures could not be drawn: {type(error).__name__}: {one_line(error)}", "small")
+    return drawn(made, prefix, palette)
+
+
+def drawn(made: Iterable[Picture], prefix: str, palette: Palette) -> str:
+    """Pictures one after another; in the place of one that cannot be drawn, why."""
     parts = []
-    for k, picture in enumerate(drawn):
+    for k, picture in enumerate(made):
         try:
             name = re.sub(r"[^A-Za-z0-9-]", "-", picture.name)
             parts.append(figure(picture, f"{prefix}-{name}-{k}", palette))

@@ -31,6 +31,8 @@ _AWAY = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|<!--.*?
 _ID = re.compile(r'\bid="([^"]+)"')
 _REFERENCE = re.compile(r'(href="#|url\(#)')
 _FONT = re.compile(r"font: ([^;\"]*?)'[^;\"]*|font-family: [^;\"]*")
+_TAG = re.compile(r"<[^>]*>")
+_LONG = re.compile(r"(\d+\.\d\d)\d+")
 _SIZE = re.compile(r'<svg\b[^>]*?viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>')
 
 
@@ -84,8 +86,8 @@ def inline_svg(picture: Picture, prefix: str, palette: Palette) -> str:
         f'<svg viewBox="0 0 {size[1]} {size[2]}" role="img" aria-label="{escape(picture.alt)}" '
         f'style="--w:{float(size[1]):.0f}">'
     )
-    # numbers of six decimals are a third of the text, and a thousandth of a point is nothing
-    body = re.sub(r"(\d+\.\d\d)\d+", r"\1", text[text.index(size[0]) + len(size[0]) :])
+    # places of six decimals are a third of the text, and a thousandth of a point is nothing; words stay as they are
+    body = _TAG.sub(lambda m: _LONG.sub(r"\1", m[0]), text[text.index(size[0]) + len(size[0]) :])
     return opening + re.sub(r">\s+<", "><", body).strip()
 
 

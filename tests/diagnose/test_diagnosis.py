@@ -63,6 +63,7 @@ def test_the_gravest_comes_first(found: Diagnosis) -> None:
         ([False, False], "No fault was found."),
         ([None, False], "No fault was found. 1 of 2 verdicts cannot be told from these numbers."),
         ([True, True], "Q is off; q is off."),
+        ([True] * 5, "Q is off; q is off; q is off; and 2 more faults."),
     ],
 )
 def test_headline(faults: list[bool | None], headline: str) -> None:
@@ -72,6 +73,18 @@ def test_headline(faults: list[bool | None], headline: str) -> None:
 
     found = Diagnosis("pair", "data", 3, {"c": Finding()})  # type: ignore[dict-item]
     assert found.headline().lower() == headline.lower()
+
+
+def test_the_headline_leaves_brackets_to_the_whole_sentence() -> None:
+    says = 'The posterior of p(z | x) is wrong in z[0] (0.17) and z[1] (most by log p(x, z) (a "joint")): q(z) is off.'
+
+    class Finding:
+        def verdicts(self) -> list[Verdict]:
+            return [Verdict("c", True, says, "s", 1.0, 2.0)]
+
+    found = Diagnosis("pair", "data", 3, {"c": Finding()})  # type: ignore[dict-item]
+    assert found.headline() == "The posterior of p(z | x) is wrong in z[0] and z[1]: q(z) is off."
+    assert says in found.summary()
 
 
 def test_budgets_options_and_rows(pair: Any, made_checks: None) -> None:  # noqa: F811

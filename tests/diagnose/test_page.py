@@ -1,6 +1,7 @@
 """The page as a browser shows it."""
 
 import json
+import re
 from html import escape
 from pathlib import Path
 
@@ -63,15 +64,33 @@ def test_a_comparison_has_a_page_of_its_own(tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for diagnosis in found.diagnoses.values():
         assert escape(diagnosis.headline()) in text
-    assert text.count("<img ") == len([name for name in results["files"] if name.endswith(".png")]) == 5
+    shared = len([name for name in results["files"] if name.endswith(".png")])
+    own = sum(len(list(finding.pictures())) for d in found.diagnoses.values() for finding in d.findings.values())
+    alts = re.findall(r'role="img" aria-label="([^"]+)"', text)
+    assert "<img" not in text
+    assert (shared, own, len(alts)) == (5, 10, 15)
+    assert all(re.search(r"\d", alt) for alt in alts)
+    elbo = found["full-rank"].evaluation.elbo.mean
+    assert f"full-rank ELBO {elbo:.2f}" in alts[0]
     assert len(found.diagnoses["mean-field"].verdicts()) == 4
     if CHROMIUM is None:
         return
-    frames, console = look(page, {"phone": 360, "desktop": 1200})
-    assert not console
-    for name, width in (("phone", 360), ("desktop", 1200)):
-        assert frames[name]["scroll"] <= width
-        assert frames[name]["wide"] == []
-        assert frames[name]["outside"] == []
-        assert [drawn["marks"] > 100 for drawn in frames[name]["drawn"]] == [True] * 5
-        assert set(frames[name]["anchors"]) <= set(frames[name]["ids"])
+    # what is folded away is laid out too where it is opened
+    opened = page.with_name("opened.html")
+    opened.write_text(text.replace("<details>", "<details open>"), encoding="utf-8")
+    for dark in (False, True):
+        frames, console = look(opened, {"phone": 360, "desktop": 1200}, dark)
+        assert not console
+        for name, width in (("phone", 360), ("desktop", 1200)):
+            assert frames[name]["scroll"] <= width
+            assert frames[name]["wide"] == []
+            assert frames[name]["outside"] == []
+            assert len(frames[name]["drawn"]) == 15
+            # samples are an image a guide in a frame, everything else is of many marks
+            assert sorted(drawn["marks"] > 10 for drawn in frames[name]["drawn"]) == [False] + [True] * 14
+            assert min(drawn["marks"] for drawn in frames[name]["drawn"]) >= 4
+            assert len(frames[name]["images"]) >= 2 + 3 * 10
+            assert min(frames[name]["images"]) > 10
+            assert frames[name]["ink"] == frames[name]["lines"]
+            assert frames[name]["ground"] == ("rgb(21, 23, 26)" if dark else "rgb(253, 252, 249)")
+            assert set(frames[name]["anchors"]) <= set(frames[name]["ids"])
