@@ -39,8 +39,7 @@ RATIOS = {
 
 
 def pair(size: Size) -> tuple[models.VAE, guides.MeanField]:
-    hidden = size.hidden if size.network == "conv" else size.hidden[::-1]
-    body = networks.decoder(size.network, size.latent, size.shape, 1, hidden, ACTIVATIONS[size.activation])
+    body = networks.decoder(size.network, size.latent, size.shape, 1, size.hidden[::-1], ACTIVATIONS[size.activation])
     model = models.VAE(body, likelihoods.Bernoulli(size.shape), size.latent)
     encoder = networks.encoder(size.network, size.shape, size.hidden, activation=ACTIVATIONS[size.activation])
     return model, guides.MeanField(model, encoder)

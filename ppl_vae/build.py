@@ -63,7 +63,8 @@ class PairConfig:
         model, guide, likelihood: names, see `ppl-vae list`.
         network: "mlp", "conv", "residual" or "partial", of encoder and decoder.
         latent: dimensions of z.
-        hidden: widths of the hidden layers from x to the features; the decoder has them backwards.
+        hidden: widths of the hidden layers from x to the features; the decoder has them backwards. Of
+            convolutions see `networks.encoder`.
         guide_options, model_options: further arguments of the guide's and the model's constructors.
         prior: the name of p(z), for models that take one.
         prior_options: further arguments of its constructor.
@@ -262,7 +263,7 @@ def build_model(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentMod
         config.latent + width,
         spec.shape,
         likelihood.parameters_per_element,
-        tuple(reversed(config.hidden)) if config.network == "mlp" else config.hidden,
+        config.hidden[::-1],
     )
     model = construct(
         "model",

@@ -157,7 +157,13 @@ LikelihoodName = Annotated[
 ]
 Network = Annotated[str, typer.Option(help="mlp, conv, residual, partial.", rich_help_panel=_PARTS)]
 Latent = Annotated[int, typer.Option(help="Dimensions of z.", rich_help_panel=_PARTS)]
-Hidden = Annotated[str, typer.Option(help="Widths of the hidden layers.", rich_help_panel=_PARTS)]
+Hidden = Annotated[
+    str,
+    typer.Option(
+        help="Widths of the hidden layers; of convolutions their channels and the dense layer's.",
+        rich_help_panel=_PARTS,
+    ),
+]
 Beta = Annotated[float | None, typer.Option(help="The KL's weight (elbo). (default: 1)", rich_help_panel=_PARTS)]
 Alpha = Annotated[
     float | None,

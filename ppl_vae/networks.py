@@ -263,38 +263,40 @@ def _sizes(shape: Sequence[int], layers: int) -> list[tuple[int, int]]:
 
 
 class ConvEncoder(Body):
-    """Convolutions of stride 2, each doubling the channels: (\\*S, N, C, H, W) -> (\\*S, N, features), for any H, W.
+    """Convolutions of stride 2: (\\*S, N, C, H, W) -> (\\*S, N, features), for any H, W.
 
     Args:
         shape: (C, H, W).
-        channels: of the first layer.
+        channels: of each layer, with windows of 4 x 4 where all sides can be halved and of 3 x 3 elsewhere; or one
+            number, of the first layer: windows of 3 x 3, each layer doubles the channels.
         features: width of the output, after a dense layer and the nonlinearity.
-        layers: number of halvings; None: as many as leave 4 pixels or fewer a side, 4 at most.
+        layers: number of halvings, of one number of channels; None: as many as leave 4 pixels or fewer a side, 4 at
+            most.
         residual: a residual block after each halving.
+
+    Raises:
+        InputError: more layers than the sides can be halved.
     """
 
     def __init__(
         self,
         shape: Sequence[int],
-        channels: int,
+        channels: int | Sequence[int],
         features: int,
         layers: int | None = None,
         activation: type[nn.Module] = nn.SiLU,
         residual: bool = False,
     ) -> None:
         super().__init__()
-        layers = _default_layers(shape) if layers is None else layers
+        widths, window = _layers(shape, channels, layers)
         steps: list[nn.Module] = []
-        width = shape[0]
-        for i in range(layers):
-            next_width = channels * 2**i
-            steps.append(nn.Conv2d(width, next_width, 3, stride=2, padding=1))
+        for before, after in pairwise([shape[0], *widths]):
+            steps.append(nn.Conv2d(before, after, window, stride=2, padding=1))
             if residual:
-                steps.append(_conv_block(next_width, activation))
+                steps.append(_conv_block(after, activation))
             steps.append(activation())
-            width = next_width
-        height, breadth = _sizes(shape, layers)[-1]
-        self.net = nn.Sequential(*steps, nn.Flatten(), nn.Linear(width * height * breadth, features), activation())
+        flat = widths[-1] * math.prod(_sizes(shape, len(widths))[-1])
+        self.net = nn.Sequential(*steps, nn.Flatten(), nn.Linear(flat, features), activation())
         _channels_last(self.net)
 
     def body(self, x: Tensor) -> Tensor:
@@ -371,7 +373,7 @@ class PartialConv2d(nn.Module):
 
 
 class PartialConvEncoder(Body):
-    """Partial convolutions of stride 2, each doubling the channels: (\\*S, N, 2 C, H, W) -> (\\*S, N, features).
+    """Partial convolutions of stride 2: (\\*S, N, 2 C, H, W) -> (\\*S, N, features).
 
     The first C channels are x, the others its mask, as `BodyEncoder(mask=True)` joins them. Sizes are those of
     `ConvEncoder`, and so are the numbers where all is visible and the weights are the same.
@@ -385,20 +387,20 @@ class PartialConvEncoder(Body):
     def __init__(
         self,
         shape: Sequence[int],
-        channels: int,
+        channels: int | Sequence[int],
         features: int,
         layers: int | None = None,
         activation: type[nn.Module] = nn.SiLU,
         padding_observed: bool = True,
     ) -> None:
         super().__init__()
-        layers = _default_layers(shape) if layers is None else layers
-        widths = [shape[0], *(channels * 2**i for i in range(layers))]
+        widths, window = _layers(shape, channels, layers)
         self.convolutions = nn.ModuleList(
-            PartialConv2d(before, after, 3, 2, 1, padding_observed) for before, after in pairwise(widths)
+            PartialConv2d(before, after, window, 2, 1, padding_observed)
+            for before, after in pairwise([shape[0], *widths])
         )
         self.activation = activation()
-        self.dense = nn.Linear(widths[-1] * math.prod(_sizes(shape, layers)[-1]), features)
+        self.dense = nn.Linear(widths[-1] * math.prod(_sizes(shape, len(widths))[-1]), features)
         _channels_last(self.convolutions)
 
     def body(self, x: Tensor) -> Tensor:
@@ -435,39 +437,40 @@ class ConvDecoder(Body):
     """Transposed convolutions of stride 2, `ConvEncoder` backwards: (\\*S, N, inputs) -> (\\*S, N, P · C, H, W).
 
     Args:
+        channels: as of the encoder, in its order.
         outputs: P.
+        dense: width of a dense layer before the others; None: there is none.
     """
 
     def __init__(
         self,
         inputs: int,
         shape: Sequence[int],
-        channels: int,
+        channels: int | Sequence[int],
         outputs: int,
         layers: int | None = None,
         activation: type[nn.Module] = nn.SiLU,
         residual: bool = False,
+        dense: int | None = None,
     ) -> None:
         super().__init__()
-        layers = _default_layers(shape) if layers is None else layers
-        sizes = _sizes(shape, layers)
-        width = channels * 2 ** (layers - 1)
-        steps: list[nn.Module] = [
-            nn.Linear(inputs, width * math.prod(sizes[-1])),
+        widths, window = _layers(shape, channels, layers)
+        sizes = _sizes(shape, len(widths))
+        steps: list[nn.Module] = [] if dense is None else [nn.Linear(inputs, dense), activation()]
+        steps += [
+            nn.Linear(inputs if dense is None else dense, widths[-1] * math.prod(sizes[-1])),
             activation(),
-            nn.Unflatten(1, (width, *sizes[-1])),
+            nn.Unflatten(1, (widths[-1], *sizes[-1])),
         ]
-        for i in reversed(range(layers)):
-            next_width = channels * 2 ** (i - 1) if i > 0 else outputs * shape[0]
-            # 2n - 1 + output_padding: exact for odd sizes too
+        for i, (after, before) in reversed(list(enumerate(pairwise([outputs * shape[0], *widths])))):
+            # 2n + window - 4 + output_padding: exact for odd sizes too
             (height, breadth), (small_height, small_breadth) = sizes[i], sizes[i + 1]
-            padding = (height - (2 * small_height - 1), breadth - (2 * small_breadth - 1))
+            padding = (height - (2 * small_height + window - 4), breadth - (2 * small_breadth + window - 4))
             if residual:
-                steps += [_conv_block(width, activation), activation()]
-            steps.append(nn.ConvTranspose2d(width, next_width, 3, stride=2, padding=1, output_padding=padding))
+                steps += [_conv_block(before, activation), activation()]
+            steps.append(nn.ConvTranspose2d(before, after, window, stride=2, padding=1, output_padding=padding))
             if i > 0:
                 steps.append(activation())
-            width = next_width
         self.net = nn.Sequential(*steps)
         _channels_last(self.net)
 
@@ -479,6 +482,20 @@ def _channels_last(net: nn.Module) -> None:
     """Kernels in the layout that convolutions work in, which their outputs then have too: in another one every layer
     of a compiled step is copied back and forth, a fifth of its time on a CPU."""
     net.to(memory_format=torch.channels_last)
+
+
+def _layers(shape: Sequence[int], channels: int | Sequence[int], layers: int | None) -> tuple[list[int], int]:
+    """The channels of each layer, from x on, and the side of their windows."""
+    if isinstance(channels, int):
+        return [channels * 2**i for i in range(_default_layers(shape) if layers is None else layers)], 3
+    sizes = _sizes(shape, len(channels))
+    if max(sizes[-2]) < 2:
+        most = next(k for k, size in enumerate(sizes) if max(size) < 2)
+        raise InputError(
+            f"{len(channels)} layers of channels {tuple(channels)} halve images of {shape[-2]} x {shape[-1]} more "
+            f"often than they can be; give {most} or fewer"
+        )
+    return list(channels), 4 if all(side % 2 == 0 for size in sizes[:-1] for side in size) else 3
 
 
 def _default_layers(shape: Sequence[int]) -> int:
@@ -655,7 +672,9 @@ def encoder(
         kind: "mlp", "conv" (images alone), "residual", or "partial" (images alone; takes the mask in any case).
         shape: D.
         hidden: widths of the dense layers, the last of them the features'. For convolutions the last is the
-            features' width, and the first layer has an eighth of it as channels, at least 8.
+            features' width, and those before it are the channels of the layers, as (32, 32, 64, 64, 256) for images of
+            64 x 64 (Burgess et al., https://arxiv.org/abs/1804.03599, have 32 in all of them); where there are none the
+            first layer has an eighth of the features, at least 8, and each further one twice as many.
         condition, latents, loc, scale, mask: see `BodyEncoder`.
 
     Raises:
@@ -666,10 +685,11 @@ def encoder(
     body: nn.Module
     if kind == "partial":
         mask = True
-        body = PartialConvEncoder(shape, _channels(hidden), hidden[-1], None, activation)
+        body = PartialConvEncoder(shape, _channels(hidden[::-1]), hidden[-1], None, activation)
     elif image:
         shape_in = (shape[0] * (2 if mask else 1), *shape[1:])
-        body = ConvEncoder(shape_in, _channels(hidden), hidden[-1], None, activation, residual=kind == "residual")
+        channels = _channels(hidden[::-1])
+        body = ConvEncoder(shape_in, channels, hidden[-1], None, activation, residual=kind == "residual")
     else:
         body = MLP(inputs, hidden[:-1], hidden[-1], activation, residual=kind == "residual", activate_last=True)
     made = BodyEncoder(body, shape, hidden[-1], condition, latents, image, loc, scale, mask, activation)
@@ -692,19 +712,21 @@ def decoder(
         inputs: width of the latents and of what they are joined with.
         shape: D.
         outputs: parameters per element, `Likelihood.parameters_per_element`.
-        hidden: widths of the dense layers, from the latents to x. For convolutions as for `encoder`.
+        hidden: widths of the dense layers, from the latents to x. For convolutions as for `encoder`, backwards.
     """
     image = _check(kind, shape, hidden)
     body: Body
     if image:
-        body = ConvDecoder(inputs, shape, _channels(hidden), outputs, None, activation, residual=kind == "residual")
+        dense = hidden[0] if len(hidden) > 1 else None
+        body = ConvDecoder(inputs, shape, _channels(hidden), outputs, None, activation, kind == "residual", dense)
     else:
         body = MLP(inputs, hidden, outputs * math.prod(shape), activation, residual=kind == "residual")
     return Decoder(body, shape, outputs)
 
 
-def _channels(hidden: Sequence[int]) -> int:
-    return max(8, hidden[-1] // 8)
+def _channels(hidden: Sequence[int]) -> int | Sequence[int]:
+    """Of convolutions, from x on, where the widths are given from the features or latents on."""
+    return max(8, hidden[0] // 8) if len(hidden) == 1 else hidden[:0:-1]
 
 
 def _check(kind: str, shape: Sequence[int], hidden: Sequence[int]) -> bool:

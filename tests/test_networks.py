@@ -85,6 +85,31 @@ def test_encoders_and_decoders_fit_the_data(kind: Any, shape: tuple[int, ...]) -
         assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in part.parameters())
 
 
+@pytest.mark.parametrize("kind", ["conv", "residual", "partial"])
+@pytest.mark.parametrize(
+    ("shape", "channels", "window"),
+    [((1, 64, 64), (4, 5, 6, 7), 4), ((3, 12, 8), (4, 6), 4), ((2, 9, 7), (4, 6, 5), 3)],
+)
+def test_channels_of_each_layer(shape: tuple[int, ...], channels: tuple[int, ...], window: int, kind: Any) -> None:
+    """One width more than one: channels from x on, and the dense layer's width; the decoder has them backwards."""
+    encoder = networks.encoder(kind, shape, (*channels, 11))
+    decoder = networks.decoder(kind, 3, shape, 2, (11, *reversed(channels)))
+    halved = [tuple(m.weight.shape) for m in encoder.modules() if getattr(m, "stride", None) in (2, (2, 2))]
+    assert halved == [(b, a, window, window) for a, b in zip((shape[0], *channels), channels, strict=False)]
+    doubled = [tuple(m.weight.shape) for m in decoder.modules() if isinstance(m, nn.ConvTranspose2d)]
+    pairs = list(zip(channels[::-1], (*channels[-2::-1], 2 * shape[0]), strict=True))
+    assert doubled == [(a, b, window, window) for a, b in pairs]
+    x = torch.rand(5, *shape)
+    assert encoder(Batch(x=x)).shape == (5, 11)
+    assert decoder(torch.randn(4, 5, 3)).shape == (4, 5, 2, *shape)
+    assert next(m.out_features for m in decoder.modules() if isinstance(m, nn.Linear)) == 11
+
+
+def test_more_layers_than_a_picture_has_halves_are_refused() -> None:
+    with pytest.raises(InputError, match=r"4 layers of channels \(4, 4, 4, 4\) halve images of 8 x 8 .* 3 or fewer"):
+        networks.encoder("conv", (1, 8, 8), (4, 4, 4, 4, 16))
+
+
 @pytest.mark.parametrize("kind", ["mlp", "residual"])
 def test_tables(kind: Any) -> None:
     encoder, decoder = networks.encoder(kind, (7,), (16, 16)), networks.decoder(kind, 3, (7,), 2, (16, 16))
