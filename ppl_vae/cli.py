@@ -1109,8 +1109,11 @@ def diagnose(
     part = _part(opened, split, data_dir)
     with display(not quiet) as shows:
         guide = _guide_for(opened, part, split, shows)
-    # a guide of each datum's own knows nothing of other data
-    train = None if is_local(opened.guide) or split == "train" else _part(opened, "train", data_dir)
+    train = None if split == "train" else _part(opened, "train", data_dir)
+    own = is_local(opened.guide)
+    # one of each datum's own knows these alone
+    if own and train is not None and getattr(opened.guide, "size", None) != len(train):
+        train = None
     given = {"checks": checks, "budget": budget, "data-points": data_points, "split": split, "seed": seed}
     usual = {"checks": "all", "budget": "standard", "data-points": None, "split": "test", "seed": None}
     words = [word for name, value in given.items() if value != usual[name] for word in (f"--{name}", str(value))]
@@ -1119,6 +1122,7 @@ def diagnose(
         guide,
         part,
         train=train,
+        train_guide=opened.guide if own and train is not None else None,
         checks=checks,
         budget=budget,
         options=None if data_points is None else {check.name: {"data": data_points} for check in wanted},

@@ -16,7 +16,7 @@ __all__ = ["CHECKS", "Budget", "Check", "chosen", "chosen_budget"]
 Budget: TypeAlias = Literal["quick", "standard", "thorough"]
 """How much a diagnosis may cost: of a VAE of the digits seconds, three minutes, or half an hour."""
 
-_GIVEN = ("model", "guide", "data", "train", "seed", "progress", "compile")
+_GIVEN = ("model", "guide", "data", "train", "train_guide", "seed", "progress", "compile")
 
 
 @dataclass(frozen=True)

@@ -240,6 +240,7 @@ def diagnose(
     data: Data,
     *,
     train: Data | None = None,
+    train_guide: Program | None = None,
     checks: str | Sequence[str] = "all",
     budget: str = "standard",
     options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -261,6 +262,8 @@ def diagnose(
         data: a data set (dynamic binarization is drawn once), a batch with x, or x; data that the pair was not fitted
             to.
         train: what it was fitted to, for checks that compare with it, of as many of them.
+        train_guide: the guide of these, where it has parameters for each datum; `guide` is then one of `data`, see
+            `renewal.renewed`.
         checks: "all", or names, as a list or with commas between them.
         budget: "quick", "standard" or "thorough": of a VAE of the digits, on two cores, seconds, at most three minutes,
             or half an hour.
@@ -277,7 +280,7 @@ def diagnose(
 
     Raises:
         InputError: names, a budget or options that there are not; data without x, or with values that the likelihood
-            has no probability for.
+            has no probability for; training data without their guide, where it has parameters for each datum.
 
     Example:
         >>> from ppl_vae.testing import LinearGaussian, LinearGaussianPosterior
@@ -295,6 +298,7 @@ def diagnose(
     settings = {check.name: check.settings(spent, changes.get(check.name, {})) for check in wanted}
     for each, values in settings.items():
         check_count(f"options[{each!r}]['data']", values["data"], least=0)
+    learned = _learned(model, guide, train, train_guide)
     source = Source(data, model, guide)
     fixed: Data = source.data
     with evaluation(model, guide, seed=seed):
@@ -315,26 +319,50 @@ def diagnose(
     with display(progress) as shows, few_threads(*modules):
         overall = shows.overall("diagnose", len(wanted))
         for number, check in enumerate(wanted):
-            _run(found, check, fixed, train, shows, compile)
+            _run(found, check, fixed, learned, shows, compile)
             shows.tidy()
             overall.update(number + 1)
     return found
 
 
-def _run(found: Diagnosis, check: Check, data: Data, train: Data | None, shows: Display, compile: bool) -> None:
+def _learned(
+    model: Program, guide: Program, train: Data | None, train_guide: Program | None
+) -> tuple[Data, Program] | None:
+    """Training data, drawn once, and the guide of these."""
+    if train is None:
+        if train_guide is not None:
+            raise InputError("train_guide is of training data, and there are none: give train as well")
+        return None
+    if train_guide is None and is_local(guide):  # type: ignore[arg-type]
+        raise InputError(
+            f"train is given, and {_title(guide)} has parameters for each datum of data: give train_guide, the one "
+            "that was fitted to the training data"
+        )
+    theirs = guide if train_guide is None else train_guide
+    return Source(train, model, theirs).data, theirs
+
+
+def _run(
+    found: Diagnosis,
+    check: Check,
+    data: Data,
+    train: tuple[Data, Program] | None,
+    shows: Display,
+    compile: bool,
+) -> None:
     assert found.pair is not None
     model, guide, _ = found.pair
     settings = found.settings[check.name]
     part, rows = some_of(data, guide, settings["data"])
     settings["data"] = found.size if rows is None else len(rows)
     tell = shows.count(check.name, settings["data"])
-    learned = None if train is None else some_of(train, guide, settings["data"])[0]
+    given: dict[str, Any] = {"seed": found.seed, "progress": tell, "compile": compile}
+    if train is not None:
+        given |= {"train": some_of(*train, settings["data"])[0], "train_guide": train[1]}
     began = time.perf_counter()
     try:
         with untouched(model, guide):
-            finding = check.run(
-                model, guide, part, settings, train=learned, seed=found.seed, progress=tell, compile=compile
-            )
+            finding = check.run(model, guide, part, settings, **given)
             finding.verdicts()  # here rather than in a report, where it would take all the others with it
         found.findings[check.name] = finding
         found.rows[check.name] = rows

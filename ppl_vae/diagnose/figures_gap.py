@@ -51,7 +51,7 @@ def bars(found: InferenceGap) -> Picture:
         figure=figure,
         caption=(
             "The gap between log p(x) and the ELBO: what the family of q leaves (approximation) and what the encoder "
-            "leaves (amortization); bars of two standard errors over the data."
+            f"leaves (amortization); bars of two standard errors over the data. log p(x) is by {found.source}."
         ),
         alt=f"Bars: {'; '.join(told)}.",
     )

@@ -17,7 +17,7 @@ from ..labels import hide_labels
 from ..objectives.base import check_particles
 from .annealing import ais
 from .findings import Picture, Verdict, plain
-from .local_fit import fitted_locally
+from .local_fit import OWN, fitted_locally
 
 if TYPE_CHECKING:
     import xarray
@@ -124,8 +124,12 @@ class InferenceGap:
                 "take a richer family (full-rank, mixture, a flow), or train the model with it, which then fits it",
             ),
             "amortization": (
-                "the encoder",
-                "take a larger encoder, train longer, with the model held, or refine its answers (semi-amortized)",
+                ("each datum's optimization", "take more updates for each datum, or a smaller learning rate at the end")
+                if self.freed == OWN
+                else (
+                    "the encoder",
+                    "take a larger encoder, train longer, with the model held, or refine its answers (semi-amortized)",
+                )
             ),
         }
         found = []
@@ -156,13 +160,11 @@ class InferenceGap:
         gap, gap_se = self.generalization["amortization"]
         fault = bool(gap + _Z * gap_se < -TOLERANCE)
         size = "smaller" if gap > 0 else "larger"
+        whose = "gap of each datum's optimization" if self.freed == OWN else "encoder's gap"
         encoder = Verdict(
             check="encoder's generalization",
             fault=fault,
-            says=(
-                f"the encoder's gap is {abs(gap):.3g} ± {gap_se:.2g} nats {size} on these data than on the training "
-                "data"
-            ),
+            says=(f"the {whose} is {abs(gap):.3g} ± {gap_se:.2g} nats {size} on these data than on the training data"),
             statistic="mean amortization gap, less that of the training data, nats a datum",
             value=-gap,
             threshold=TOLERANCE,
@@ -233,6 +235,7 @@ def inference_gap(
     train: Data | None = None,
     particles: int = 1000,
     *,
+    train_guide: nn.Module | None = None,
     temperatures: int | None = 500,
     chains: int = 16,
     steps: int = 10,
@@ -259,6 +262,7 @@ def inference_gap(
         model, guide: modules, a pair of programs over a `Batch`.
         data: what is looked at; a few hundred data are enough.
         train: as many data that the pair was trained on, to compare with.
+        train_guide: the guide of these; None: the same. One with parameters for each datum has others for them.
         particles: K of the ELBO and of importance sampling.
         temperatures, chains, steps: of annealed importance sampling; temperatures=None: without.
         updates, fit_particles, lr: Adam's steps for q*, draws in each, first learning rate, which falls to 0.
@@ -272,7 +276,8 @@ def inference_gap(
 
     Raises:
         InputError: latents that all data share, which have no gap of each datum; a guide without an affine layer or
-            numbers of each datum; a guide that is a point mass; else as `evaluate.log_marginal`.
+            numbers of each datum; a guide that is a point mass; training data without their guide, where it has
+            parameters for each datum; else as `evaluate.log_marginal`.
 
     Reference: Cremer, Li and Duvenaud, Inference suboptimality in variational autoencoders, ICML 2018
     (https://arxiv.org/abs/1801.03558).
@@ -287,16 +292,23 @@ def inference_gap(
         "chunk": chunk,
         "compile": compile,
     }
-    sets = [each for each in (data, train) if each is not None]
+    sets = [(data, guide)]
+    if train is not None:
+        if train_guide is None and callable(getattr(guide, "renew", None)):
+            raise InputError(
+                f"train is given, and {type(guide).__name__} has parameters for each datum of data: give train_guide, "
+                "the one that was fitted to the training data"
+            )
+        sets.append((train, train_guide or guide))
     found = []
-    with evaluation(model, guide, seed=seed, device=device_of(model, guide)):
-        for k, each in enumerate(sets):
+    with evaluation(model, guide, train_guide, seed=seed, device=device_of(model, guide)):
+        for k, (each, q) in enumerate(sets):
 
             def told(done: int, of: int, k: int = k) -> None:
                 if progress is not None:
                     progress(k * of + done, of * len(sets))
 
-            found.append(_gap(model, guide, hide_labels(model, each), progress=told, **options))
+            found.append(_gap(model, q, hide_labels(model, each), progress=told, **options))
     if train is None:
         return found[0]
     return InferenceGap(**{**vars(found[0]), "train": found[1]})

@@ -19,7 +19,10 @@ from ..errors import InputError
 from ..evaluate.chunked import Source, spans
 from ..objectives import ELBO
 
-__all__ = ["LocalFit", "fitted_locally"]
+__all__ = ["OWN", "LocalFit", "fitted_locally"]
+
+OWN = "the guide's own parameters of each datum"
+"""What is freed of a guide without an encoder."""
 
 _CHUNK = 4096
 
@@ -82,7 +85,7 @@ def fitted_locally(
         _maximize(objective, model, guide, known, own, updates, lr)
         for p in own:
             p.requires_grad_(False)
-        yield LocalFit(model, guide, known, "the guide's own parameters of each datum")
+        yield LocalFit(model, guide, known, OWN)
         return
     with _Offsets(guide, whole.size) as offsets:
         for start, stop in spans(whole.size, at_once):

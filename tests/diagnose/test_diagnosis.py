@@ -218,6 +218,14 @@ def test_a_guide_of_each_datum_gets_its_rows(made_checks: None, monkeypatch: pyt
     found = ppl_vae.diagnose(model, guide, data, checks="first", budget="quick")
     assert not found.left_out
     assert groups_of(found.to_arviz(draws=3))["first"]["datum"].values.tolist() == [0, 17, 34, 52, 69]
+    train = trained.data("fixed", n=40, seed=1)
+    with pytest.raises(InputError, match=r"Local has parameters for each datum of data: give train_guide"):
+        ppl_vae.diagnose(model, guide, data, train=train, checks="second")
+    with pytest.raises(InputError, match="there are none: give train as well"):
+        ppl_vae.diagnose(model, guide, data, train_guide=guide, checks="second")
+    theirs = ppl_vae.guides.Local(model, size=len(train))
+    both = ppl_vae.diagnose(model, guide, data, train=train, train_guide=theirs, checks="second")
+    assert both["second"].to_dataset().sizes["datum"] == 40
 
 
 def test_every_check_can_be_loaded_and_takes_its_options() -> None:
@@ -242,7 +250,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-def test_every_verdict_is_documented_with_its_threshold_and_false_alarm_rate() -> None:
+def test_every_verdict_is_documented_with_its_threshold_and_false_alarm_rate(tmp_path: Path) -> None:
     """All checks give an answer of a plain pair; the table of docs/diagnose.md has a row for each verdict."""
     few, many = trained.data("fixed", n=120), trained.data("fixed", n=120, seed=1)
     found = ppl_vae.diagnose(*trained.pair(), few, train=many, options=SMALL)
@@ -257,3 +265,14 @@ def test_every_verdict_is_documented_with_its_threshold_and_false_alarm_rate() -
         if not threshold.startswith("what chance makes"):
             assert float(threshold) == pytest.approx(verdict.threshold, abs=6e-4)
     assert set(found.findings) == set(CHECKS)
+    path = tmp_path / "all.nc"
+    found.save(path)
+    for data in (found.to_arviz(), from_netcdf(path)):
+        groups = groups_of(data)
+        assert set(CHECKS) <= set(groups)
+        assert not [name for name in data.attrs if name.startswith("without_")]
+        gap = groups["inference_gap"]
+        assert gap["datum"].values.tolist() == found.rows["inference_gap"].tolist()
+        assert gap["approximation"].values.tolist() == found["inference_gap"].approximation.tolist()
+        assert groups["reference"]["posterior"].dims == ("chain", "draw", "datum", "dim")
+        assert groups["bdmc"]["gap"].values.tolist() == found["bdmc"].gap.tolist()

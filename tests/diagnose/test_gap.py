@@ -18,7 +18,9 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from ppl_vae import Batch, guides, models
 from ppl_vae.core import Guide
 from ppl_vae.diagnose import InferenceGap, inference_gap
+from ppl_vae.diagnose.local_fit import fitted_locally
 from ppl_vae.errors import InputError
+from ppl_vae.evaluate.chunked import Source
 from ppl_vae.testing import LinearGaussian, LinearGaussianPosterior
 
 QUICK: dict[str, Any] = {"temperatures": None, "particles": 300, "updates": 150, "seed": 0}
@@ -118,6 +120,33 @@ def test_training_data_that_were_learned_by_heart() -> None:
     assert alike["generalization"].fault is False
 
 
+def test_a_guide_of_each_datum_has_another_for_training_data() -> None:
+    """One that was fitted to the training data, and one at N(0, I) for these: the gaps of both are known."""
+    model, _, x = weakened("mean-field", n=12)
+    near = model.simulate(12, seed=9)
+    fresh = guides.Local(model, 12).double()
+    data, train = (Batch(x=each, rows=torch.arange(12)) for each in (x, near))
+    with pytest.raises(InputError, match="train is given, and Local has parameters for each datum of data: give train"):
+        inference_gap(model, fresh, data, train, **QUICK)
+    torch.manual_seed(0)
+    with fitted_locally(model, fresh, Source(train, model, fresh), updates=150) as fitted:
+        theirs = fitted.guide
+    found = inference_gap(model, fresh, data, train, train_guide=theirs, **QUICK)
+    standard = MultivariateNormal(torch.zeros(3).double(), torch.eye(3).double())
+    start = kl_divergence(standard, model.posterior(x)).mean().item()
+    best = model.mean_field_gap()
+    assert found.train is not None
+    for name, exact, exact_train in (("amortization", start - best, 0.0), ("total", start, best)):
+        for each, expected in ((found, exact), (found.train, exact_train)):
+            part = each.estimates[name]
+            assert abs(part.mean - expected) < 4 * part.se + 0.02, name
+    said = {each.check: each for each in found.verdicts()}
+    assert said["amortization gap"].says.startswith("each datum's optimization leaves")
+    assert said["encoder's generalization"].fault is True
+    assert "larger on these data" in said["encoder's generalization"].says
+    assert "nats likelier than these" in said["generalization"].says
+
+
 OFTEN = ["inverse-autoregressive", "local"]
 SELDOM = ["mixture", "planar", "radial", "householder", "sylvester", "spline", "low-rank", "semi-amortized"]
 
@@ -170,6 +199,8 @@ def test_what_it_answers_with() -> None:
     assert len(bars.figure.axes[0].patches) == 4
     assert len(dots.figure.axes[0].collections[0].get_offsets()) == 6
     assert bars.alt
+    assert f"log p(x) is by {found.source}." in bars.caption
+    assert found.source in found.estimates_px
     assert dots.alt
 
 
