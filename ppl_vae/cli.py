@@ -560,6 +560,10 @@ def sweep(
     ] = "beta-vae,factor-vae,mig,sap",
     points: Annotated[int, typer.Option(help="The metrics draw from so many data.", rich_help_panel=_PARTS)] = 10_000,
     workers: Annotated[int, typer.Option(help="Processes at a time, of a thread each.", rich_help_panel=_MACHINE)] = 1,
+    pictures: Annotated[
+        bool,
+        typer.Option(help="Traversals, KL during training and reconstructions of each run.", rich_help_panel=_OUTPUT),
+    ] = True,
     out: Annotated[Path, typer.Option(help="A folder for the results.", rich_help_panel=_OUTPUT)] = RUNS / "sweep",
     resume: Annotated[
         bool,
@@ -593,6 +597,7 @@ def sweep(
             size=size,
             points=points,
             workers=workers,
+            pictures=pictures,
             resume=resume,
             overwrite=overwrite,
             progress=shows.count("runs, %", 100),

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from .build import DataSpec
 from .checkpoint import read_json
-from .data import DataSplits
-from .disentangle import factor_codes, metrics, udr
+from .data import DataSet, DataSplits
+from .disentangle import Watch, factor_codes, kl_curves, metrics, reconstructions_in_time, traversals, udr
 from .errors import InputError, check_count, check_number, choose
 from .evaluate import elbo as bound_of
 from .evaluate import kl_by_dimension
@@ -51,6 +52,7 @@ RESULTS = "results.json"
 SCORE = "score.json"
 _CODES = 2000
 _JUDGED = 1000
+_WATCHED = 256
 
 
 @dataclass(frozen=True, order=True)
@@ -164,6 +166,7 @@ def sweep(
     size: int | None = None,
     points: int = 10_000,
     workers: int = 1,
+    pictures: bool = True,
     resume: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -184,6 +187,9 @@ def sweep(
         size: train on so many random data; None: all.
         points: the metrics draw from so many random data of the training part.
         workers: processes at a time.
+        pictures: beside each score draw traversals.png (one datum, each dimension by its KL), kl.png (the KL of each
+            dimension during training) and reconstructions.png (images at times of training), where the guide's KL has
+            a closed form.
         resume, overwrite: go on with a sweep in the folder, or replace it.
         progress: called with the number of cells done, and how many there are.
 
@@ -217,7 +223,7 @@ def sweep(
     failed: dict[Cell, str] = {}
     if progress is not None:
         progress(done, len(cells))
-    for cell, error in _run_all(left, _Job(recipe, folder, settings, splits), workers):
+    for cell, error in _run_all(left, _Job(recipe, folder, settings, splits, pictures), workers):
         done += 1
         if error is not None:
             failed[cell] = error
@@ -304,6 +310,7 @@ class _Job(NamedTuple):
     out: Path
     settings: Mapping[str, Any]
     splits: DataSplits
+    pictures: bool
 
 
 _job: _Job | None = None
@@ -317,7 +324,7 @@ def _run_all(cells: Sequence[Cell], job: _Job, workers: int) -> Iterator[tuple[C
             yield cell, _run(cell, job)
         return
     context = multiprocessing.get_context("spawn")
-    given = (os.getpid(), job.recipe, job.out, job.settings)
+    given = (os.getpid(), job.recipe, job.out, job.settings, job.pictures)
     with concurrent.futures.ProcessPoolExecutor(
         min(workers, len(cells)), context, initializer=_start_worker, initargs=given
     ) as pool:
@@ -334,7 +341,7 @@ def _run_all(cells: Sequence[Cell], job: _Job, workers: int) -> Iterator[tuple[C
             raise
 
 
-def _start_worker(parent: int, recipe: Recipe, out: Path, settings: Mapping[str, Any]) -> None:
+def _start_worker(parent: int, recipe: Recipe, out: Path, settings: Mapping[str, Any], pictures: bool) -> None:
     global _job
     torch.set_num_threads(1)
 
@@ -345,7 +352,7 @@ def _start_worker(parent: int, recipe: Recipe, out: Path, settings: Mapping[str,
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    _job = _Job(recipe, out, settings, _splits(recipe, settings["size"]))
+    _job = _Job(recipe, out, settings, _splits(recipe, settings["size"]), pictures)
 
 
 def _run_in_worker(cell: Cell) -> str | None:
@@ -355,20 +362,58 @@ def _run_in_worker(cell: Cell) -> str | None:
 
 def _run(cell: Cell, job: _Job) -> str | None:
     """Train and score a cell; the error in one line, if there was one."""
-    recipe, out, settings, data = job
+    recipe, out, settings, data, pictures = job
     folder = cell.folder(out)
     try:
         ready = prepare(recipe.replace(objective=cell.objective, seed=cell.seed, beta=None, alpha=None), loaded=data)
         run = folder / "run"
         going = (run / CHECKPOINTS).is_dir() and any((run / CHECKPOINTS).iterdir())
+        folder.mkdir(parents=True, exist_ok=True)
+        watch = _watch(ready, folder, going) if pictures else None
+        callbacks = [] if watch is None else [watch]
         with ready.threads():
-            fitted = ready.train(run, resume=going, overwrite=run.exists() and not going, progress=False)
+            fitted = ready.train(
+                run, resume=going, overwrite=run.exists() and not going, callbacks=callbacks, progress=False
+            )
             if fitted.stopped == "interrupted":
                 raise KeyboardInterrupt
+            if watch is not None:
+                _draw_cell(cell, fitted, watch, data.test, folder)
             write_results(folder / SCORE, _score(cell, ready, fitted, settings, folder), overwrite=True)
     except Exception as error:
         return f"{type(error).__name__}: {one_line(error)}"
     return None
+
+
+def _watch(ready: Any, folder: Path, going: bool) -> Watch | None:
+    """What looks at a run after each epoch; None where the KL of its guide has no closed form."""
+    test = ready.data.test
+    try:
+        kl_by_dimension(ready.model, ready.guide, test.take([0]))
+    except InputError:
+        return None
+    path = folder / "watch.npz"
+    if not going:
+        path.unlink(missing_ok=True)
+    rows = np.linspace(0, len(test) - 1, min(_WATCHED, len(test))).round().astype(int)
+    return Watch(test.take(rows.tolist()), path=path)
+
+
+def _draw_cell(cell: Cell, fitted: Any, watch: Watch, test: DataSet, folder: Path) -> None:
+    from .plots import save
+
+    what = f"{cell.name}, seed {cell.seed}"
+    figures = {
+        "kl": kl_curves(watch, f"{what}: KL of each dimension during training"),
+        "traversals": traversals(
+            fitted.model, fitted.guide, watch.data, title=f"{what}: each dimension from -2 to 2, by its KL"
+        ),
+    }
+    if len(test.shape) == 3:
+        title = f"{what}: E[x | z] during training (nats)"
+        figures["reconstructions"] = reconstructions_in_time(watch, DataSpec.of(test), title=title)
+    for name, figure in figures.items():
+        save(figure, folder / f"{name}.png", overwrite=True)
 
 
 def _score(cell: Cell, ready: Any, fitted: Any, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:

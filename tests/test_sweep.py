@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -41,6 +42,7 @@ def test_every_objective_value_and_seed_is_scored(tmp_path: Path) -> None:
         out=tmp_path / "s",
         measured=["mig", "factor-vae"],
         points=150,
+        pictures=False,
         progress=lambda done, total: told.append((done, total)),
     )
     assert found.names == ["beta=1", "beta=4", "btc=6", "capacity:gamma=10:steps=2=3"]
@@ -63,12 +65,12 @@ def test_every_objective_value_and_seed_is_scored(tmp_path: Path) -> None:
 
 def test_what_is_scored_is_left_alone_and_the_rest_is_done(tmp_path: Path) -> None:
     out = tmp_path / "s"
-    first = sweep(SMALL, ["beta"], {"beta": [2]}, 1, out=out, measured=["mig"], points=150)
+    first = sweep(SMALL, ["beta"], {"beta": [2]}, 1, out=out, measured=["mig"], points=150, pictures=False)
     score = Cell("beta", 2.0, 0).folder(out) / "score.json"
     before = score.stat().st_mtime_ns
     with pytest.raises(InputError, match=r"holds a sweep; go on with it by resume=True"):
-        sweep(SMALL, ["beta"], {"beta": [2]}, 2, out=out, measured=["mig"], points=150)
-    more = sweep(SMALL, ["beta"], {"beta": [2]}, 2, out=out, measured=["mig"], points=150, resume=True)
+        sweep(SMALL, ["beta"], {"beta": [2]}, 2, out=out, measured=["mig"], points=150, pictures=False)
+    more = sweep(SMALL, ["beta"], {"beta": [2]}, 2, out=out, measured=["mig"], points=150, pictures=False, resume=True)
     assert score.stat().st_mtime_ns == before
     assert more.values("beta=2", "mig")[0] == first.values("beta=2", "mig")[0]
     assert len(more.values("beta=2", "mig")) == 2
@@ -78,10 +80,25 @@ def test_what_is_scored_is_left_alone_and_the_rest_is_done(tmp_path: Path) -> No
 
 def test_a_cell_that_fails_stops_no_other(tmp_path: Path) -> None:
     recipe = SMALL.replace(guide="planar")
-    found = sweep(recipe, ["btc", "beta"], None, 1, out=tmp_path / "s", measured=["mig"], points=150)
+    found = sweep(recipe, ["btc", "beta"], None, 1, out=tmp_path / "s", measured=["mig"], points=150, pictures=False)
     assert "needs a guide that is a Gaussian" in found.failed[Cell("btc", 6.0, 0)]
     assert list(found.scores) == [Cell("beta", 1.0, 0)]
     assert "failed" in "".join(map(str, found.table().columns[3]._cells))
+
+
+def test_each_cell_has_its_pictures(tmp_path: Path) -> None:
+    """Those that a KL in closed form can be had for, and what they were drawn from."""
+    recipe = SMALL.replace(epochs=2)
+    found = sweep(recipe, ["capacity:steps=4"], {"capacity": [6]}, 1, out=tmp_path / "s", measured=["mig"], points=150)
+    (cell,) = found.scores
+    folder = cell.folder(tmp_path / "s")
+    for name in ("kl.png", "traversals.png", "reconstructions.png"):
+        assert (folder / name).stat().st_size > 5000
+    with np.load(folder / "watch.npz") as held:
+        assert held["kl"].shape == (2, 3)
+        assert held["capacity"].shape == (2,)
+    sweep(recipe.replace(guide="planar"), ["beta"], None, 1, out=tmp_path / "flow", measured=["mig"], points=150)
+    assert not list((tmp_path / "flow").glob("cells/*/*/*.png"))
 
 
 @pytest.mark.slow
@@ -114,7 +131,19 @@ def test_kill_9_loses_nothing_that_was_scored(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path) -> None:
     arguments = [
         *("sweep", "--data", "sprites", "--objective", "beta,dip", "--values", "beta=1:4", "--seeds", "1", "--epochs"),
-        *("1", "--hidden", "8", "--latent", "3", "--metrics", "mig", "--points", "150", "--no-compile"),
+        *(
+            "1",
+            "--hidden",
+            "8",
+            "--latent",
+            "3",
+            "--metrics",
+            "mig",
+            "--points",
+            "150",
+            "--no-compile",
+            "--no-pictures",
+        ),
         *("--out", str(tmp_path / "s")),
     ]
     result = CliRunner().invoke(app, arguments)

@@ -11,19 +11,25 @@ from .dci import dci
 from .factor_vae_score import factor_vae_score
 from .measure import factor_codes, measure
 from .mig import mig
+from .pictures import kl_curves, reconstructions_in_time, traversals
 from .sap import sap
 from .score import Score, metrics
 from .udr import udr
+from .watch import Watch
 
 __all__ = [
     "Score",
+    "Watch",
     "beta_vae_score",
     "dci",
     "factor_codes",
     "factor_vae_score",
+    "kl_curves",
     "measure",
     "metrics",
     "mig",
+    "reconstructions_in_time",
     "sap",
+    "traversals",
     "udr",
 ]
