@@ -89,6 +89,8 @@ def ways(
         axis.xaxis.tick_top()
         axis.set_xticks(places_x, ["datum", "its code", "its code", "datum"], fontsize=9)
     wrapped_title(figure, title)
+    # the first layout measures the words before the pictures have their shape, and cuts them off
+    figure.draw_without_rendering()
     return figure
 
 

@@ -129,7 +129,7 @@ class Sweep:
         table = Table(
             title=f"{self.settings['data']}: {seeds} seed{'s' if seeds > 1 else ''}",
             caption="Mean ± standard deviation over the seeds, and the least and the largest. Reconstruction "
-            "(E_q[log p(x | z)]) and KL in nats per datum.",
+            "(E_q log p(x | z)) and KL in nats per datum.",
         )
         table.add_column("objective")
         for column in self.columns:

@@ -70,14 +70,15 @@ def traversals(
 def kl_curves(watch: Watch, title: str = "KL of each dimension during training") -> Figure:
     """The KL of each dimension after each epoch, nats, and their sum with the capacity where there is one."""
     steps, kl, capacity = watch.steps, watch.kl, watch.capacity
-    figure = figure_of(9.6, 3.9)
+    figure = figure_of(10.4, 3.9)
     left, right = figure.subplots(1, 2)
     order = np.argsort(-kl[-1], kind="stable")
     for k, d in enumerate(order):
-        label = f"z{subscript(int(d) + 1)}" if k < _NAMED else None
+        label = f"z{subscript(int(d) + 1)}: {kl[-1, d]:.2f}" if k < _NAMED else None
         left.plot(steps, kl[:, d], color=f"C{k % 10}", linestyle="-" if k < 10 else "--", label=label, linewidth=1.4)
     left.set_ylabel("KL, nats per datum")
-    left.legend(frameon=False, fontsize="small", ncols=2, title="by its last value", title_fontsize="small")
+    handles, names = left.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", frameon=False, fontsize="small", title="last KL")
     right.plot(steps, kl.sum(1), color="black", linewidth=1.4, label="all dimensions")
     if not np.isnan(capacity).all():
         right.plot(steps, capacity, color="C3", linestyle="--", linewidth=1.4, label="C(t)")

@@ -34,7 +34,7 @@ class Watch:
     Attributes:
         steps: (T,) training steps done.
         kl: (T, D) mean KL of each dimension, nats, all sites side by side.
-        capacity: (T,) C(t) of the `Capacity` objective, nats; NaN of others.
+        capacity: (T,) C(t) of the `Capacity` objective then, nats; NaN of others.
         x: (R, \\*D) the data reconstructed.
         pictured: (P,) steps done, and `means`: (P, R, \\*D) the reconstructions then.
 
@@ -86,7 +86,9 @@ class Watch:
         self._means = {epoch: means for epoch, means in self._means.items() if epoch < told.epoch}
         found = kl_by_dimension(told.model, told.guide, self.data).mean
         kl = torch.cat([value.flatten() for value in found.values()]).double().cpu().numpy()
-        self._rows.append((told.epoch, int(told.row["step"]), kl, float(told.row.get("capacity", np.nan))))
+        wanted = getattr(told.objective, "wanted", None)
+        capacity = np.nan if wanted is None else float(wanted())
+        self._rows.append((told.epoch, int(told.row["step"]), kl, capacity))
         self._means[told.epoch] = _array(reconstruct(told.model, told.guide, self._shown))
         if len(self._means) >= 2 * self.most:
             self._means = {epoch: means for k, (epoch, means) in enumerate(self._means.items()) if k % 2}
