@@ -36,6 +36,7 @@ __all__ = [
     "build_model",
     "build_objective",
     "build_prior",
+    "check_has_decoder",
     "check_objective_options",
     "options_by_name",
     "start",
@@ -235,11 +236,7 @@ def build_model(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentMod
         likelihood.check(some.x, f"x of {spec.description!r}")
         likelihood.standardize(_filled(some))
     model_class = models.get(config.model)
-    if "decoder" not in inspect.signature(model_class).parameters:
-        raise InputError(
-            f"model={config.model!r} has no decoder, of which a pair by name is made: make {model_class.__name__} in a "
-            "program"
-        )
+    check_has_decoder(config)
     given: dict[str, Any] = {}
     takes = inspect.signature(model_class).parameters
     if "classes" in takes:
@@ -282,6 +279,14 @@ def build_model(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentMod
             )
         replace_prior(model, _prior(config, model, spec, some))
     return model, features
+
+
+def check_has_decoder(config: PairConfig) -> None:
+    """Raise `InputError` for a model of which no pair by name is made."""
+    part = models.get(config.model)
+    if "decoder" not in inspect.signature(part).parameters:
+        instead = getattr(part, "by_name", f"make {part.__name__} in a program")
+        raise InputError(f"model={config.model!r} has no decoder, of which a pair by name is made: {instead}")
 
 
 def build_prior(name: str, model: nn.Module, options: Mapping[str, Any] | None = None, **offered: Any) -> Prior:

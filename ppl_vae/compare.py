@@ -23,7 +23,7 @@ from .build import DataSpec
 from .conditions import conditions
 from .contenders import ALL, DECODER, Entry, GuideLike, entries, folder_name, seeds_of
 from .data import DataSet, DataSplits, split
-from .display import Display, display
+from .display import Display, display, make_console
 from .errors import InputError, check_count, choose
 from .evaluate import Estimate, Evaluation, encode, evaluate, reconstruct, sample, sample_styles
 from .fit import FitResult
@@ -159,9 +159,9 @@ class Reference:
     evaluation: Evaluation
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Comparison:
-    """What a comparison found.
+    """What a comparison found. As text, as in `print(comparison)`, it is its table.
 
     Args:
         recipe: what the guides share; its `guide` and `seed` are the first ones.
@@ -221,6 +221,12 @@ class Comparison:
     def data(self) -> str:
         """What was trained on."""
         return f"{self.recipe.model} on {self.ingredients.data.train.description}"
+
+    def __repr__(self) -> str:
+        console = make_console()
+        with console.capture() as text:
+            console.print(self.table())
+        return text.get()
 
     def table(self) -> Table:
         """A row a guide, for a rich console."""
@@ -346,11 +352,11 @@ class Comparison:
         from . import plots
 
         test, seed = self.test, self.recipe.seed
-        codes = {
-            name: torch.cat([m.flatten(1) for m in encode(model, guide, test, seed=seed).means.values()], 1)
-            for name, (model, guide) in self._pairs().items()
-        }
-        title = self._title("Latent space", f"{self.recipe.model} on {test.description}")
+        found = {name: encode(model, guide, test, seed=seed).means for name, (model, guide) in self._pairs().items()}
+        codes = {name: torch.cat([m.flatten(1) for m in means.values()], 1) for name, means in found.items()}
+        sites = list(dict.fromkeys(site for means in found.values() for site in means))
+        what = "Latent space" if len(sites) == 1 else f"Latent space of {', '.join(sites)} together"
+        title = self._title(what, f"{self.recipe.model} on {test.description}")
         return plots.latent_space(codes, test.y, test.class_names, title)
 
     def _draw_posterior(self) -> Figure | None:

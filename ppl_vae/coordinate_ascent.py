@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .conjugate import Dirichlet
 from .errors import InputError, check_count
-from .mixture_parameters import DirichletNormal, check_data
+from .mixture_parameters import Data, DirichletNormal, check_data
 from .mixture_starts import centres, given_responsibilities, nearest
 from .models.gaussian_mixture import GaussianMixture
 from .validation import validation
@@ -41,15 +41,15 @@ class CoordinateAscentResult:
         """Sweeps of the best start."""
         return len(self.history) - 1
 
-    def responsibilities(self, x: Tensor) -> Tensor:
+    def responsibilities(self, x: Data) -> Tensor:
         """q(z = k) of x (N, D), (N, K): what coordinate ascent would give a datum under this q(θ)."""
         return self.posterior.expected_log_joint(self._like(x)).softmax(-1)
 
-    def predict(self, x: Tensor) -> Tensor:
+    def predict(self, x: Data) -> Tensor:
         """The most probable component of each datum, (N,)."""
         return self.posterior.expected_log_joint(self._like(x)).argmax(-1)
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Data) -> Tensor:
         """log of the posterior predictive density ∫ p(x | θ) q(θ) dθ of x (N, D), (N,), nats."""
         return self.posterior.log_predictive(self._like(x))
 
@@ -64,7 +64,7 @@ class CoordinateAscentResult:
         spread = scale * noise if mixtures.diagonal else (scale @ noise[:, :, None]).squeeze(-1)
         return mixtures.loc[rows, z] + spread
 
-    def _like(self, x: Tensor) -> Tensor:
+    def _like(self, x: Data) -> Tensor:
         return check_data(x, self.posterior.size).to(self.posterior.normals.mean)
 
 
@@ -91,7 +91,7 @@ def sweep(prior: DirichletNormal, posterior: DirichletNormal, x: Tensor) -> tupl
 
 def coordinate_ascent(
     model: GaussianMixture,
-    x: Tensor,
+    x: Data,
     *,
     restarts: int = 10,
     iterations: int = 1000,
@@ -111,7 +111,7 @@ def coordinate_ascent(
 
     Args:
         model: a mixture with a prior.
-        x: (N, D) data.
+        x: (N, D) data, as a tensor, a batch or a data set.
         restarts: number of starts.
         iterations: sweeps at most, of each.
         tolerance: a start is done when a sweep gains less, nats a datum; 0: all sweeps.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, check_count, choose
-from .mixture_parameters import Covariance, MixtureParameters, check_data
+from .mixture_parameters import Covariance, Data, MixtureParameters, check_data
 from .mixture_starts import centres, given_responsibilities
 from .models.gaussian_mixture import GaussianMixture
 from .validation import validation
@@ -73,7 +73,7 @@ class EMResult:
 
 def em(
     model: GaussianMixture,
-    x: Tensor,
+    x: Data,
     *,
     restarts: int = 10,
     iterations: int = 500,
@@ -100,7 +100,7 @@ def em(
 
     Args:
         model: a mixture without prior.
-        x: (N, D) data.
+        x: (N, D) data, as a tensor, a batch or a data set.
         restarts: number of starts.
         iterations: at most, of each.
         tolerance: a start is done when an iteration gains less, nats a datum; 0: all iterations.

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from .batch import Batch
 from .conjugate import Dirichlet, NormalInverseGamma, NormalInverseWishart, TiedNormalInverseWishart
+from .data import DataSet
 from .errors import InputError, check_count, choose
 
-__all__ = ["COVARIANCES", "Covariance", "DirichletNormal", "MixtureParameters", "check_data"]
+__all__ = ["COVARIANCES", "Covariance", "Data", "DirichletNormal", "MixtureParameters", "check_data"]
 
 Covariance = Literal["full", "tied", "diagonal"]
 COVARIANCES = ("full", "tied", "diagonal")
+Data: TypeAlias = DataSet | Batch | Tensor
+"""What a mixture is fitted to: a data set of vectors, a batch with x, or x (N, D)."""
 
 
 class MixtureParameters(NamedTuple):
@@ -140,11 +144,11 @@ class DirichletNormal:
             )
 
     @classmethod
-    def weak(cls, x: Tensor, components: int, covariance: Covariance = "full") -> DirichletNormal:
+    def weak(cls, x: Data, components: int, covariance: Covariance = "full") -> DirichletNormal:
         """A prior that counts for one datum: α = 1/K, m and Ψ of all data, κ = 1, ν = D. (scikit-learn's default.)
 
         Args:
-            x: (N, D) data, N >= 2.
+            x: (N, D) data, N >= 2, as a tensor, a batch or a data set.
             components: K.
             covariance: of the components.
         """
@@ -275,7 +279,19 @@ def check_covariance(covariance: object) -> None:
 
 
 def check_data(x: object, size: int | None = None, argument: str = "x") -> Tensor:
-    """x as N data of D numbers; raises `InputError` where it is none: another shape, no numbers, NaN."""
+    """x as N data of D numbers, of a tensor, a batch or a data set; raises `InputError` where it is none: another
+    shape, no numbers, NaN, values that are missing."""
+    if isinstance(x, DataSet | Batch):
+        batch = x.fixed().batch() if isinstance(x, DataSet) else x
+        if batch.observed is not None and not bool(batch.observed.all()):
+            missing = int((~batch.observed).sum())
+            raise InputError(
+                f"{argument} has {missing} missing values, and a Gaussian mixture scores all of x: leave out the rows "
+                "that have some, or fill them in"
+            )
+        if batch.x is None:
+            raise InputError(f"{argument} is a Batch without x: there is nothing to fit a mixture to")
+        x = batch.x
     wanted = f"a floating-point tensor (N, {'D' if size is None else size})"
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__

@@ -14,7 +14,7 @@ from torch import Tensor
 from .batch import Batch
 from .convergence import ess, rhat
 from .errors import InputError, check_count
-from .mixture_parameters import MixtureParameters, check_data
+from .mixture_parameters import Data, MixtureParameters, check_data
 from .models.gaussian_mixture import GaussianMixture
 
 __all__ = ["ParameterDraws", "sample_parameters"]
@@ -40,12 +40,12 @@ class ParameterDraws:
     ess: float
     divergences: int
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Data) -> Tensor:
         """log of the posterior predictive density of x (N, D), (N,), nats: the mean of p(x | θ) over draws."""
         x = check_data(x, self.parameters.loc.shape[-1]).to(self.parameters.loc)
         return self.parameters.log_prob(x).logsumexp(0) - math.log(len(self.parameters.loc))
 
-    def responsibilities(self, x: Tensor) -> Tensor:
+    def responsibilities(self, x: Data) -> Tensor:
         """The mean of p(z = k | x, θ) over draws, (N, K)."""
         x = check_data(x, self.parameters.loc.shape[-1]).to(self.parameters.loc)
         return self.parameters.responsibilities(x).mean(0)
@@ -53,7 +53,7 @@ class ParameterDraws:
 
 def sample_parameters(
     model: GaussianMixture,
-    x: Tensor,
+    x: Data,
     *,
     draws: int = 500,
     warmup: int = 500,
@@ -69,7 +69,7 @@ def sample_parameters(
 
     Args:
         model: a mixture with a prior.
-        x: (N, D) data.
+        x: (N, D) data, as a tensor, a batch or a data set.
         draws, warmup: of each chain.
         chains: run one after another.
         start: where they begin; None: the middle of `coordinate_ascent`'s posterior.

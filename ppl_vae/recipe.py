@@ -22,6 +22,7 @@ from .build import (
     build_guide,
     build_model,
     build_objective,
+    check_has_decoder,
     check_objective_options,
     start,
     units_for,
@@ -310,6 +311,8 @@ def prepare(recipe: Recipe, loaded: DataSplits | None = None, given: Given | Non
         raise InputError("freeze_model=True holds a model that was trained before: give model_from, its run")
     # names and numbers are looked at before data are read, which may take a download
     pair = _pair(recipe, given)
+    if given.model is None:
+        check_has_decoder(pair)
     if recipe.objective is None:
         kind = given.model if given.model is not None else models.get(pair.model)
         learns = "semi-supervised" if getattr(kind, "takes_labels", False) else "elbo"

@@ -73,7 +73,7 @@ def test_every_likelihood_with_every_network(likelihood: str, network: Any) -> N
 
 
 def test_a_model_without_decoder_is_made_in_a_program() -> None:
-    with pytest.raises(InputError, match=r"model='gaussian-mixture' has no decoder, .* make GaussianMixture in a"):
+    with pytest.raises(InputError, match=r"model='gaussian-mixture' has no decoder, .*em\(GaussianMixture.*examples/"):
         build(PairConfig("gaussian-mixture", "enumerated"), images("bernoulli"))
 
 

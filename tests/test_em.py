@@ -12,9 +12,12 @@ import torch
 from mixtures import COVARIANCES, random_responsibilities, three_groups, with_prior
 from torch import Tensor
 
+from ppl_vae import Batch
+from ppl_vae.coordinate_ascent import coordinate_ascent
+from ppl_vae.data import DataSet
 from ppl_vae.em import _Fit, em
 from ppl_vae.errors import InputError
-from ppl_vae.mixture_parameters import Covariance, MixtureParameters
+from ppl_vae.mixture_parameters import Covariance, Data, DirichletNormal, MixtureParameters
 from ppl_vae.models import GaussianMixture
 
 every_covariance = pytest.mark.parametrize("covariance", COVARIANCES)
@@ -265,3 +268,28 @@ def test_an_empty_component_is_reported_whatever_the_regularization(covariance: 
                 regularization=regularization,
                 singular="error",
             )
+
+
+def test_a_data_set_and_a_batch_are_taken_as_their_x() -> None:
+    x = three_groups(60).float()
+    many: tuple[Data, ...] = (x, Batch(x=x), DataSet.from_arrays(x, name="groups"))
+    fits, posteriors = [], []
+    for data in many:
+        torch.manual_seed(0)
+        model = GaussianMixture(3, 2)
+        found = em(model, data, restarts=2, iterations=20)
+        fits.append((*found.parameters, *found.history, model.log_prob(data), model.predict(data), model.bic(data)))
+        bayesian = GaussianMixture(3, 2, prior=DirichletNormal.weak(data, 3))
+        q = coordinate_ascent(bayesian, data, restarts=2, iterations=20)
+        posteriors.append((*vars(q.posterior.normals).values(), q.log_prob(data), q.predict(data)))
+    for several in (fits, posteriors):
+        for other in several[1:]:
+            for ours, theirs in zip(several[0], other, strict=True):
+                assert bool(torch.as_tensor(ours == theirs).all())
+    holes = torch.ones(60, 2, dtype=torch.bool)
+    holes[3, 1] = False
+    missing = DataSet.from_arrays(torch.where(holes, x, 0.0), observed=holes, name="groups")
+    with pytest.raises(InputError, match="x has 1 missing values, and a Gaussian mixture scores all of x"):
+        em(GaussianMixture(3, 2), missing)
+    with pytest.raises(InputError, match="x is a Batch without x"):
+        em(GaussianMixture(3, 2), Batch(n=4))

@@ -17,8 +17,9 @@ from torch import Tensor
 from ..batch import Batch
 from ..data import DataSet
 from ..errors import InputError
-from ..evaluate.chunked import Data, Source, chunk_for, device_of, evaluation, spans
+from ..evaluate.chunked import Chunk, Data, Source, chunk_for, device_of, evaluation, spans
 from ..evaluate.generation import generation
+from ..evaluate.importance import shared_sites
 from ..handlers import drawn
 from ..labels import hide_labels
 from ..objectives.base import check_particles
@@ -59,6 +60,11 @@ def to_arviz(
 
     Of a model with a latent class, as `models.M2`, labels are hidden from the pair, as by `evaluate`.
 
+    Latents u that all data share have no `datum`: (chain, draw, u_dim). Each draw is then one of all data together, z_n
+    ~ q(z_n | x_n, u). log_p, log_q and log_w are of a datum given u, log p(x_n, z_n | u) - log q(z_n | x_n, u), and
+    beside them stand log_p_shared = log p(u) and log_q_shared = log q(u | x), (chain, draw): the weight of a whole draw
+    is Σ_n log_w + log_p_shared - log_q_shared.
+
     The draws are those of the guide, with equal weights; exp(log_w) carries them to the posterior itself. They are
     independent and make one chain: R-hat has no meaning here, see `summary`. Everything is held in memory, (draws +
     prior_draws) · N · (size of x + size of z) numbers: for large data take some rows, ``data.take(range(100))``.
@@ -68,7 +74,7 @@ def to_arviz(
         data: a data set, a batch with x, or x; the coordinate `datum` has a batch's `rows`.
         draws: of the posterior, a datum.
         prior_draws: of the prior, a datum; None: as many as `draws`.
-        chunk: pairs of a draw and a datum at once, see `log_marginal`.
+        chunk: pairs of a draw and a datum at once, see `log_marginal`; where latents are shared, all data at least.
         seed: of random numbers of its own, leaving the default generator as it is.
 
     Returns:
@@ -92,26 +98,36 @@ def to_arviz(
             w = log_weights(model, proposal, batch, particles=count)
             return w, _predict(poutine.condition(model, data=dict(w.draws)), batch, count)["x"]
 
+        shared = shared_sites(model, guide, source)
         size = chunk_for(run, source, max(draws, prior_draws), chunk)
+        if shared:  # all data have the same draw of them
+            size = Chunk(source.size, max(1, size.rows * size.particles // source.size))
         for start, stop in spans(source.size, size.rows):
             batch = source.batch(start, stop)
             batches.append(batch.to("cpu"))
             for a, b in spans(draws, size.particles):
                 w, x = run(batch, b - a)
-                w.refuse_shared("to_arviz")
                 at = (draws, source.size, a, start, stop)
                 for name, value in w.draws.items():
-                    posterior.put(name, value, value.shape[2:], *at)
+                    if name in shared:
+                        posterior.put_shared(name, value, draws, a)
+                    else:
+                        posterior.put(name, value, value.shape[2:], *at)
                 predictive.put("x", x, x.shape[2:], *at)
                 log_likelihood.put("x", w.log_likelihood.expand(w.particles, w.size), (), *at)
-                for name, value in (("log_p", w.log_joint), ("log_q", w.log_q), ("log_w", w.log_w)):
+                for name, value in _of_each_datum(w).items():
                     stats.put(name, value.expand(w.particles, w.size), (), *at)
+                for name, value in _of_all(w).items():
+                    stats.put_shared(name, value, draws, a)
             for a, b in spans(prior_draws, size.particles):
                 values = _predict(model, batch, b - a)
                 at = (prior_draws, source.size, a, start, stop)
                 prior_predictive.put("x", values.pop("x"), predictive.event("x"), *at)
                 for name in posterior.names():
-                    prior.put(name, values[name], posterior.event(name), *at)
+                    if name in shared:
+                        prior.put_shared(name, values[name], prior_draws, a)
+                    else:
+                        prior.put(name, values[name], posterior.event(name), *at)
 
     # labels that were hidden from the pair are the data's all the same
     y = None if isinstance(data, Tensor) or data.y is None else data.y.cpu()
@@ -152,10 +168,30 @@ def _predict(model: Program, batch: Batch, count: int) -> dict[str, Tensor]:
     values = {}
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample":
-            values[name] = site["value"].expand(count, batch.size, *site["fn"].event_shape)
+            # what all data share lies outside of the data plate, as one value
+            of_datum = any(frame.dim == -1 for frame in site["cond_indep_stack"])
+            values[name] = site["value"].expand(count, batch.size if of_datum else 1, *site["fn"].event_shape)
     if "x" not in values:
         raise InputError(f"the model has no site named 'x'; it has {sorted(values)}")
     return values
+
+
+def _of_each_datum(w: LogWeights) -> dict[str, Tensor]:
+    """log p(x, z), log q(z | x) and their difference, given what all data share, (K, N)."""
+    log_p, log_q = w.log_likelihood, w.log_likelihood.new_zeros(())
+    for name, term in w.log_prior.items():
+        log_p = log_p if name in w.shared else log_p + term
+    for name, term in w.log_guide.items():
+        log_q = log_q if name in w.shared else log_q + term
+    return {"log_p": log_p, "log_q": log_q, "log_w": log_p - log_q}
+
+
+def _of_all(w: LogWeights) -> dict[str, Tensor]:
+    """log p(u) and log q(u | x) of the latents that all data share, (K, 1); nothing where there are none."""
+    if not w.shared:
+        return {}
+    parts = {"log_p_shared": w.log_prior, "log_q_shared": w.log_guide}
+    return {key: sum((terms[name] for name in w.shared), torch.zeros(())) for key, terms in parts.items()}
 
 
 def _join(batches: list[Batch]) -> Batch:
@@ -174,10 +210,11 @@ def _join(batches: list[Batch]) -> Batch:
 
 
 class _Arrays:
-    """Arrays (draws, N, \\*event) by name, filled block by block."""
+    """Arrays (draws, N, \\*event) by name, filled block by block; (draws, \\*event) of what all data share."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, NDArray[Any]] = {}
+        self.shared: set[str] = set()
 
     def put(
         self, name: str, value: Tensor, event: Sequence[int], draws: int, size: int, draw: int, start: int, stop: int
@@ -187,11 +224,23 @@ class _Arrays:
             self._arrays[name] = np.empty((draws, size, *event), dtype=block.dtype)
         self._arrays[name][draw : draw + len(block), start:stop] = block
 
+    def put_shared(self, name: str, value: Tensor, draws: int, draw: int) -> None:
+        """A block (K, 1, \\*event) of what all data share."""
+        block = value.squeeze(1).cpu().numpy()
+        if name not in self._arrays:
+            self._arrays[name] = np.empty((draws, *block.shape[1:]), dtype=block.dtype)
+            self.shared.add(name)
+        self._arrays[name][draw : draw + len(block)] = block
+
     def names(self) -> Iterable[str]:
         return self._arrays.keys()
 
     def event(self, name: str) -> tuple[int, ...]:
-        return self._arrays[name].shape[2:]
+        return self._arrays[name].shape[1 if name in self.shared else 2 :]
+
+    def dims(self, name: str) -> tuple[str, ...]:
+        """What is left of the event."""
+        return ("chain", "draw") if name in self.shared else ("chain", "draw", "datum")
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._arrays[name]
@@ -206,9 +255,7 @@ def _event_dims(name: str, event: Sequence[int]) -> tuple[str, ...]:
 
 
 def _dataset(arrays: _Arrays, dims: dict[str, tuple[str, ...]], coords: dict[str, Any]) -> xr.Dataset:
-    variables = {
-        name: (("chain", "draw", "datum", *dims.get(name, ())), arrays[name][np.newaxis]) for name in arrays.names()
-    }
+    variables = {name: ((*arrays.dims(name), *dims.get(name, ())), arrays[name][np.newaxis]) for name in arrays.names()}
     return _labelled(variables, coords)
 
 

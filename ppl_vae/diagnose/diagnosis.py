@@ -57,9 +57,9 @@ class LeftOut:
     kind: Literal["does not fit", "failed"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Diagnosis:
-    """What the diagnostics found of a pair.
+    """What the diagnostics found of a pair. As text, as in `print(diagnosis)`, it is its summary.
 
     Args:
         name: of the pair, a heading.
@@ -126,6 +126,9 @@ class Diagnosis:
         doubts = sum(verdict.fault is None for verdict in verdicts)
         rest = f" {doubts} of {len(verdicts)} verdicts cannot be told from these numbers." if doubts else ""
         return f"No fault was found.{rest}"
+
+    def __repr__(self) -> str:
+        return self.summary()
 
     def summary(self) -> str:
         """The verdicts in plain words, with what to try next."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -16,6 +16,7 @@ from ..conjugate import Dirichlet, NormalInverseGamma, NormalInverseWishart, Tie
 from ..core import LatentModel, LatentSpec
 from ..errors import InputError, check_count
 from ..mixture_parameters import (
+    Data,
     DirichletNormal,
     MixtureParameters,
     check_covariance,
@@ -71,6 +72,12 @@ class GaussianMixture(LatentModel):
 
     Reference: Bishop, Pattern recognition and machine learning, 2006, chapters 9.2 and 10.2.
     """
+
+    by_name: ClassVar[str] = (
+        "fit it in a program, em(GaussianMixture(components=3, size=2), load(...).train), or with a prior by "
+        "coordinate_ascent: examples/gaussian_mixture.py does, and by gradients and NUTS"
+    )
+    """What the command line says instead of making one."""
 
     eye: Tensor
 
@@ -269,15 +276,15 @@ class GaussianMixture(LatentModel):
         rows, columns = torch.tril_indices(self.size, self.size, -1, device=self.eye.device)
         return rows, columns
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Data) -> Tensor:
         """log p(x) of x (N, D), (N,), nats."""
         return self.parameters_of().log_prob(check_data(x, self.size))
 
-    def responsibilities(self, x: Tensor) -> Tensor:
+    def responsibilities(self, x: Data) -> Tensor:
         """p(z = k | x), (N, K)."""
         return self.parameters_of().responsibilities(check_data(x, self.size))
 
-    def predict(self, x: Tensor) -> Tensor:
+    def predict(self, x: Data) -> Tensor:
         """The most probable component of each datum, (N,)."""
         return self.parameters_of().predict(check_data(x, self.size))
 
@@ -287,7 +294,7 @@ class GaussianMixture(LatentModel):
         with torch.no_grad():
             return self.parameters_of().sample(n)
 
-    def bic(self, x: Tensor) -> float:
+    def bic(self, x: Data) -> float:
         """Bayesian information criterion, -2 Σ log p(x) + P log N, by which to choose K: lower is better."""
         with torch.no_grad():
             return float(self.parameters_of().bic(check_data(x, self.size), self.covariance))

@@ -8,11 +8,14 @@ import numpy as np
 import programs
 import pytest
 import torch
+from pyro import poutine
 
 from ppl_vae import Batch, InputError, guides, likelihoods, log_weights, models, networks
 from ppl_vae.core import Guide
 from ppl_vae.data import DataSet
 from ppl_vae.diagnose import from_netcdf, plot_posterior, plot_predictive, summary, to_arviz, to_netcdf
+from ppl_vae.handlers import drawn
+from ppl_vae.mixture_parameters import DirichletNormal
 from ppl_vae.testing import LinearGaussian, LinearGaussianPosterior
 
 SHAPE = (2, 3, 4)
@@ -220,6 +223,51 @@ def test_bad_input_is_named(oracle: Any, tmp_path: Path) -> None:
         plot_predictive(oracle, group="post")
     with pytest.raises(InputError, match=r"nothing\.nc"):
         from_netcdf(tmp_path / "nothing.nc")
-    shared = programs.pair("global")
-    with pytest.raises(InputError, match="shared by all data"):
-        to_arviz(*shared, draws=2)
+
+
+@pytest.mark.parametrize("chunk", [None, 7])
+@pytest.mark.parametrize("kind", ["bayesian-decoder", "mixture", "structured"])
+def test_latents_that_all_data_share_stand_once(kind: str, chunk: int | None) -> None:
+    """Their draws have no datum; and the weight of each whole draw is that of Pyro's own traces, replayed on it."""
+    torch.manual_seed(0)
+    model, guide, x = shared_pair(kind)
+    data = to_arviz(model, guide, Batch(x=x), draws=3, prior_draws=2, chunk=chunk, seed=1)
+    posterior, prior, stats = (group(data, name) for name in ("posterior", "prior", "sample_stats"))
+    shared = [name for name, spec in model.latents.items() if spec.scope == "global"]
+    own = [name for name in model.latents if name not in shared]
+    assert shared
+    for draws, several in ((3, posterior), (2, prior)):
+        for name in model.latents:
+            left = (1, draws) if name in shared else (1, draws, 5)
+            assert several[name].shape == (*left, *model.latents[name].event_shape)
+    assert len(np.unique(posterior[shared[0]].to_numpy().reshape(3, -1)[:, 0])) == 3
+    assert stats["log_w"].dims == ("chain", "draw", "datum")
+    assert stats["log_p_shared"].dims == ("chain", "draw")
+    np.testing.assert_allclose(stats["log_w"], stats["log_p"] - stats["log_q"], rtol=0, atol=1e-12)
+    proposal = drawn(guide)
+    for k in range(3):
+        values = {name: torch.as_tensor(posterior[name].to_numpy()[0, k]) for name in (*shared, *own)}
+        of_q = poutine.trace(poutine.condition(proposal, data=values)).get_trace(Batch(x=x))
+        of_p = poutine.trace(poutine.condition(model, data=values)).get_trace(Batch(x=x))
+        for key, trace in (("log_p", of_p), ("log_q", of_q)):
+            trace.compute_log_prob()
+            once = sum(trace.nodes[name]["log_prob_sum"] for name in shared)
+            each = sum(trace.nodes[name]["log_prob"] for name in (*own, *(["x"] if key == "log_p" else [])))
+            np.testing.assert_allclose(stats[f"{key}_shared"][0, k], once.detach(), rtol=1e-9)
+            np.testing.assert_allclose(stats[key][0, k], each.detach(), rtol=1e-9)
+
+
+def shared_pair(kind: str) -> tuple[Any, Any, torch.Tensor]:
+    x = torch.randn(5, 2, dtype=torch.float64)
+    encoder = networks.encoder("mlp", (2,), (4,))
+    if kind == "mixture":
+        model = models.GaussianMixture(3, 2, prior=DirichletNormal.weak(x, 3))
+        names = [name for name, spec in model.latents.items() if spec.scope == "global"]
+        return model, guides.Combined(model, guides.Exact(guides.datum_part(model)), given=names).double(), x
+    likelihood = likelihoods.Gaussian((2,))
+    if kind == "structured":
+        structured = models.StructuredVAE(networks.decoder("mlp", 2, (2,), 1, (4,)), likelihood, 2, 3).double()
+        return structured, guides.Structured(structured, encoder).double(), x
+    model = models.BayesianDecoder(networks.decoder("mlp", 2, (2,), 1, (4,)), likelihood, 2).double()
+    local = guides.MeanField(guides.datum_part(model), encoder)
+    return model, guides.Combined(model, local).double(), x
