@@ -18,6 +18,7 @@ from torch import nn
 from typer.core import TyperGroup
 
 from .batch import Batch
+from .data import data_sets
 from .errors import InputError, NonFiniteLossError
 from .objectives import objectives
 from .recipe import Recipe
@@ -106,7 +107,7 @@ _DATA, _PARTS, _TRAINING, _MACHINE, _OUTPUT = "Data", "Model, guide, objective",
 Data = Annotated[
     str,
     typer.Option(
-        help="digits, mnist, fashion-mnist, kmnist, svhn, cifar10; or a .npz, a .csv, a folder of images.",
+        help=f"{', '.join(data_sets)}; or a .npz, a .csv, a folder of images.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -940,7 +941,7 @@ def inpaint(
     from . import plots
     from .compare import of_each_class
     from .evaluate import impute
-    from .inpaint import read_mask, read_picture
+    from .inpaint import open_mask, read_mask, read_picture
     from .loader import BatchData
     from .masks import known
     from .report import refuse_existing, replacing
@@ -962,6 +963,7 @@ def inpaint(
     if hide is None:
         raise InputError(f"{run} was trained on data with missing values, not with masks: say which, --mask halves")
     refuse_existing(target, overwrite)
+    open_mask(hide, spec)  # a bad one is told before the data are read
     if image is None:
         part = _part(opened, split, data_dir).unmasked()
         part = part.take(of_each_class(part, count or 8)).fixed()
@@ -1187,7 +1189,6 @@ def list_parts(
 ) -> None:
     """Models, guides, objectives, likelihoods, networks and data sets, a line each."""
     from .build import options_by_name
-    from .data import data_sets
     from .display import make_console
     from .guides import guides
     from .likelihoods import likelihoods

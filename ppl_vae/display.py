@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from .progress import Bar, make_progress
+from .progress import Bar, make_progress, said
 from .trainer import EpochEnd
 
 __all__ = ["Display", "TrainingLines", "display", "make_console"]
@@ -46,8 +46,9 @@ class TrainingLines:
             return
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
             return
-        elbo, kl = told.row["elbo"], told.row["kl"]
-        text = f"{self.name}: epoch {told.epoch}/{self.epochs}, ELBO {elbo:.2f}, KL {kl:.2f} nats/datum"
+        text = ", ".join(
+            (f"{self.name}: epoch {told.epoch}/{self.epochs}", *said(told.row, told.guide, told.objective))
+        )
         print(text, file=sys.stderr, flush=True)
 
 

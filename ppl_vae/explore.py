@@ -213,7 +213,8 @@ class _Here:
         said = []
         if self.held:
             names = ", ".join(map(repr, self.held))
-            said.append(f"Where x is decoded, {names} is held at one draw of the guide, given the first datum.")
+            are = "is" if len(self.held) == 1 else "are"
+            said.append(f"Where x is decoded, {names} {are} held at one draw of the guide, given the first datum.")
         if self.condition is not None:
             what = "class" if self.condition.classes else "context"
             said.append(

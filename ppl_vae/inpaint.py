@@ -14,9 +14,9 @@ from .data.arrays import as_data
 from .data.images import SUFFIXES, read_image
 from .data.tables import read_arrays
 from .errors import InputError
-from .masks import check_mask, random_mask
+from .masks import RandomMask, check_mask, random_mask
 
-__all__ = ["read_mask", "read_picture"]
+__all__ = ["open_mask", "read_mask", "read_picture"]
 
 
 def read_picture(path: Path, spec: DataSpec) -> Tensor:
@@ -88,6 +88,20 @@ def read_mask(mask: str, size: int, spec: DataSpec, seed: int = 0) -> Tensor:
         InputError: neither a file nor a name; another size; values besides black and white; a mask that hides all, or
             nothing.
     """
+    drawn = open_mask(mask, spec)
+    if isinstance(drawn, Tensor):
+        visible = drawn if drawn.dim() > len(spec.shape) else drawn.expand(size, *spec.shape)
+    else:
+        visible = drawn.draw(size, spec.shape, generator=torch.Generator().manual_seed(seed))
+    check_mask(visible, (size, *spec.shape), f"mask={mask!r}")
+    if bool(visible.all()):
+        raise InputError(f"mask={mask!r} hides nothing; black pixels (False) are filled in")
+    return visible
+
+
+def open_mask(mask: str, spec: DataSpec) -> Tensor | RandomMask:
+    """A mask of one datum \\*D or of several (N, \\*D), or how it is drawn: what `read_mask` says of it before it
+    is known for how many data it is."""
     path = Path(mask).expanduser()
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
@@ -110,20 +124,26 @@ def read_mask(mask: str, size: int, spec: DataSpec, seed: int = 0) -> Tensor:
                 f"mask={mask!r} is {_size(pixels.shape)}, and the run's data are {_size(spec.shape)}; bring it to that "
                 "size"
             )
-        visible = torch.from_numpy(pixels[:1] == 255).expand(size, *spec.shape)
-    elif suffix == ".npz":
+        visible = torch.from_numpy(pixels[:1] == 255).expand(spec.shape)
+        _check_one(visible, mask, spec)
+        return visible
+    if suffix == ".npz":
         arrays = read_arrays(path)
         if "visible" not in arrays or arrays["visible"].dtype != np.dtype(bool):
             raise InputError(f"mask={mask!r} needs a bool array 'visible'; it holds {_kinds(arrays)}")
         visible = torch.from_numpy(np.array(arrays["visible"]))
         if tuple(visible.shape) == spec.shape:
-            visible = visible.expand(size, *spec.shape)
-    else:
-        visible = random_mask(mask, "mask").draw(size, spec.shape, generator=torch.Generator().manual_seed(seed))
-    check_mask(visible, (size, *spec.shape), f"mask={mask!r}")
+            _check_one(visible, mask, spec)
+        elif tuple(visible.shape[1:]) != spec.shape:
+            check_mask(visible, (len(visible) if visible.dim() else 1, *spec.shape), f"mask={mask!r}")
+        return visible
+    return random_mask(mask, "mask")
+
+
+def _check_one(visible: Tensor, mask: str, spec: DataSpec) -> None:
+    check_mask(visible[None], (1, *spec.shape), f"mask={mask!r}")
     if bool(visible.all()):
         raise InputError(f"mask={mask!r} hides nothing; black pixels (False) are filled in")
-    return visible
 
 
 def _size(shape: Any) -> str:

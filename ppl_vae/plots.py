@@ -189,7 +189,8 @@ def samples(
     per_row: int | None = None,
     column_names: Sequence[str] = (),
 ) -> Figure:
-    """Generated images, a panel of them for each name. Tables: their distribution, column by column.
+    """Generated images, a panel of them for each name. Tables: their distribution, column by column; of two columns as
+    points in the plane.
 
     Args:
         x: (N, \\*D) by name: E[x | z] of images looks smoother than draws; of tables give draws.
@@ -200,6 +201,8 @@ def samples(
         per_row: images in a row; None: about √N.
         column_names: over the images of a row, as classes.
     """
+    if spec.shape == (2,):
+        return _plane_samples(x, title, data, columns)
     if len(spec.shape) == 1:
         return _table_samples(x, title, data, columns)
     size = max(len(values) for values in x.values())
@@ -559,6 +562,27 @@ def _table_reconstructions(x: Tensor, means: Mapping[str, Tensor], title: str, c
     figure.supylabel("reconstruction, E[x | z]")
     _legend(figure, axes[0])
     wrapped_title(figure, _with_count(title, shown, size))
+    return figure
+
+
+def _plane_samples(x: Mapping[str, Tensor], title: str, data: Tensor | None, columns: Sequence[str]) -> Figure:
+    groups = {**({} if data is None else {"data": data}), **x}
+    rows, beside = _wrapped(len(groups))
+    figure = figure_of(3.9 * beside + 0.3, 3.7 * rows + 0.5)
+    axes = _panels_for(figure, len(groups))
+    points = {name: values.detach().cpu().numpy()[:_MOST_POINTS] for name, values in groups.items()}
+    across, up = column_names(2, columns)
+    # one frame for all, without a heavy tail's farthest draws
+    low, high = np.quantile(np.concatenate(list(points.values())), (0.002, 0.998), axis=0)
+    room = 0.06 * np.where(high > low, high - low, 1.0)
+    for number, (axis, (name, values)) in enumerate(zip(axes, points.items(), strict=True)):
+        colour = _GREY if name == "data" and data is not None else _colour(number - (data is not None), len(x))
+        axis.scatter(values[:, 0], values[:, 1], s=8, color=colour, alpha=0.5, linewidths=0)
+        axis.set(title=name, xlabel=across, ylabel=up)
+        axis.set_xlim(low[0] - room[0], high[0] + room[0])
+        axis.set_ylim(low[1] - room[1], high[1] + room[1])
+        axis.grid(alpha=0.3)
+    wrapped_title(figure, title)
     return figure
 
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["Bar", "make_progress", "progress_bar"]
+__all__ = ["Bar", "make_progress", "progress_bar", "said"]
+
+
+def said(row: Mapping[str, float], guide: Any, objective: Any) -> tuple[str, str]:
+    """An epoch's two numbers in words, nats a datum: the ELBO and its KL; log p(x | z) and the KL where the KL has no
+    weight, as in an autoencoder; log p(x | z) and log p(z) where the guide is a point, of which there is no bound."""
+    if not getattr(guide, "density", True):
+        return f"log p(x | z) {row['log_likelihood']:.2f}", f"log p(z) {-row['kl']:.2f} nats/datum"
+    if getattr(objective, "watched", "elbo") == "log_likelihood":
+        return f"log p(x | z) {row['log_likelihood']:.2f}", f"KL {row['kl']:.2f} nats/datum"
+    return f"ELBO {row['elbo']:.2f}", f"KL {row['kl']:.2f} nats/datum"
 
 
 def make_progress(console: Console | None = None) -> Progress:

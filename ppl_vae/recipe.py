@@ -351,7 +351,7 @@ def prepare(recipe: Recipe, loaded: DataSplits | None = None, given: Given | Non
     size = len(data.train)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        model, guide = _build(pair, data.train, given, recipe.guide)
+        model, guide = _build(pair, data.train, given, recipe.guide, recipe.model_from)
     _check_labels(recipe, model, data.train)
     recipe = recipe.replace(
         likelihood=likelihood if given.model is None else _name_of_likelihood(model),
@@ -383,7 +383,9 @@ def _pair(recipe: Recipe, given: Given) -> PairConfig:
     )
 
 
-def _build(pair: PairConfig, train: DataSet, given: Given, name: str) -> tuple[nn.Module, nn.Module]:
+def _build(
+    pair: PairConfig, train: DataSet, given: Given, name: str, source: str | None = None
+) -> tuple[nn.Module, nn.Module]:
     model: nn.Module
     if given.model is None:
         model, encoder = build_model(pair, train)
@@ -393,9 +395,11 @@ def _build(pair: PairConfig, train: DataSet, given: Given, name: str) -> tuple[n
         encoder = build_encoder(pair, train, condition if isinstance(condition, Condition) else None)
     if given.weights is not None:
         if getattr(getattr(model, "prior", None), "of_guide", False):
+            run = source or "RUN"
             raise InputError(
-                f"the model that is held has prior={pair.prior_label!r}, which is made of its own guide: with another "
-                "guide it would be another model; fit it another prior first, as by `ppl-vae prior`"
+                f"the model that is taken over has prior={pair.prior_label!r}, which is made of its own guide: with "
+                "another guide it would be another model; give it a prior of its own first, by `ppl-vae prior "
+                f"{run} --prior mixture`, and take over the run that this writes, {run}-mixture"
             )
         try:
             model.load_state_dict(dict(given.weights))

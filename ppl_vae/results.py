@@ -50,6 +50,13 @@ def check_target(target: Path, overwrite: bool, resume: bool) -> None:
         raise InputError("resume=True goes on with a comparison and overwrite=True replaces it; give one of them")
     if target.exists() and not target.is_dir():
         raise InputError(f"out={str(target)!r} is a file; give a folder")
+    # of the processes of this folder that were killed, not of a comparison that has ended
+    if not resume and not overwrite and (left := [run for run, _ in _runs_in(*_left_over(target)).values()]):
+        raise InputError(
+            f"out={str(target)!r}: a comparison into it was killed, and has left {len(left)} "
+            f"run{'s' if len(left) > 1 else ''} in {str(left[0].parent)!r}; go on with it by resume=True, or begin "
+            "anew by overwrite=True (--resume, --overwrite)"
+        )
     if resume and not earlier_runs(target):
         raise InputError(f"out={str(target)!r} holds no run of a comparison to go on with; leave resume out")
     if not target.exists() or not any(target.iterdir()):
@@ -65,8 +72,12 @@ def check_target(target: Path, overwrite: bool, resume: bool) -> None:
 
 def earlier_runs(target: Path) -> Earlier:
     """The runs that an earlier comparison has left: one that ended, was interrupted, or whose process was killed."""
+    return _runs_in(*_left_over(target), target)
+
+
+def _runs_in(*folders: Path) -> Earlier:
     found: Earlier = {}
-    for folder in (*_left_over(target), target):
+    for folder in folders:
         for path in sorted(folder.glob(f"*/{RUN}")):
             try:
                 record = read_run(path.parent)

@@ -32,7 +32,7 @@ from .loader import Data, Loader, fingerprint
 from .logs import Logs
 from .nonfinite import first_bad, first_bad_parameter
 from .objectives import Objective
-from .progress import progress_bar
+from .progress import progress_bar, said
 from .together import joined, owned
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ class Trainer:
                         self._save()
                         break
                     row = self._end_epoch()
-                    bar.update(self.epoch, f"ELBO {row['elbo']:.2f}  KL {row['kl']:.2f} nats/datum")
+                    bar.update(self.epoch, "  ".join(said(row, self.job.guide, self.job.objective)))
                     told = self._tell_callbacks(row)
                     last = self.epoch == settings.epochs or self._out_of_patience() or told
                     is_best = self.best_epoch == self.epoch

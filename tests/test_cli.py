@@ -869,6 +869,12 @@ def test_a_model_with_the_guides_own_prior_is_trained_and_cannot_be_held(folder:
     done = call("compare", "--fixed-decoder", "run", "--guides", "mean-field", "--out", "compared")
     assert done.code != 0
     assert "is made of its own guide" in done.message
+    assert "by `ppl-vae prior RUN --prior mixture`" in done.message
+    assert "by `ppl-vae prior run" in call(
+        "train", "--from", "run", "--guide", "full-rank", "--out", "no"
+    ).message.replace(str(folder) + "/", "")
+    refused = call("train", "--data", table, "--prior", "vamp", "--guide", "semi-amortized", "--out", "no", *SMALL)
+    assert "SemiAmortized runs the model to find its q" in refused.message
 
 
 def test_diagnose_writes_a_page_numbers_and_draws(digits_run: Path) -> None:

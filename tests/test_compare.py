@@ -28,6 +28,7 @@ from ppl_vae.errors import InputError
 from ppl_vae.guides import LowRank, MeanField, guides
 from ppl_vae.models import VAE
 from ppl_vae.recipe import prepare
+from ppl_vae.results import check_target
 from ppl_vae.runs import load_weights, open_run
 from ppl_vae.testing import LinearGaussian, LinearGaussianPosterior
 
@@ -749,6 +750,47 @@ def test_a_comparison_whose_process_was_killed_is_gone_on_with(
     then = json.loads((written[1] / "results.json").read_text())
     for mine, theirs in zip(results["rows"], then["rows"], strict=True):
         assert mine["test"]["log_px"] == theirs["test"]["log_px"]
+
+
+def test_a_killed_comparison_says_how_it_is_gone_on_with(written: tuple[Comparison, Path], tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = tmp_path / f".compare.{dead.pid}"
+    shutil.copytree(written[1] / "full-rank", left / "full-rank")
+    out = tmp_path / "compare"
+    with pytest.raises(InputError, match=r"was killed, and has left 1 run in .*resume=True.*--resume, --overwrite"):
+        compare(guides=["mean-field"], out=out, **TINY)
+    check_target(out, overwrite=True, resume=False)
+    check_target(out, overwrite=False, resume=True)
+
+
+def test_a_comparison_prints_its_table(written: tuple[Comparison, Path]) -> None:
+    text = str(written[0])
+    assert text == repr(written[0])
+    assert all(word in text for word in ("mean-field", "full-rank", "log p(x)", "Differences are paired"))
+    assert "Tensor" not in text
+
+
+def test_the_picture_of_several_latents_names_them() -> None:
+    comparison = compare("hierarchical-vae", guides=["mean-field"], **TINY)
+    title = comparison.figures()["latent"].get_suptitle()
+    assert " of z2, z1 together" in title
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "guide"), [("structured-vae:components=3", "structured"), ("bayesian-decoder", "mean-field")]
+)
+def test_latents_that_all_data_share_are_compared(model: str, guide: str, tmp_path: Path) -> None:
+    """With draws, in which they stand once."""
+    few = {"data": "pinwheel", "latent": 2, "hidden": (4,), "epochs": 1, "eval_particles": 5}
+    comparison = compare(model, guides=[guide], out=tmp_path / "out", **few)
+    assert comparison.notes == []
+    assert not comparison.failed
+    drawn = groups_of(from_netcdf(tmp_path / "out" / "comparison.nc"))["posterior"]
+    assert drawn["weights"].dims[:3] == ("chain", "draw", "guide")
+    assert "datum" not in drawn["weights"].dims
+    assert drawn["z"].dims[:4] == ("chain", "draw", "guide", "datum")
 
 
 def test_guides_that_would_share_a_folder_are_refused() -> None:

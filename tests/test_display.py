@@ -4,10 +4,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from ppl_vae import guides, likelihoods, models, networks
 from ppl_vae.display import Display, TrainingLines, display, make_console
 from ppl_vae.fit import EpochEnd
 from ppl_vae.objectives import ELBO
-from ppl_vae.progress import make_progress
+from ppl_vae.progress import make_progress, said
 
 
 def told(epoch: int) -> EpochEnd:
@@ -30,6 +31,19 @@ def test_few_epochs_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None
     for epoch in range(1, 4):
         lines(told(epoch))
     assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_what_is_trained_for_is_named() -> None:
+    """No ELBO where the KL has no weight, and none at all of a point."""
+    row = {"elbo": -3.25, "kl": 1.5, "log_likelihood": -1.75}
+    model = models.VAE(networks.decoder("mlp", 2, (3,), 1), likelihoods.Bernoulli((3,)), 2)
+    encoder = networks.encoder("mlp", (3,))
+    point, spread = guides.Delta(model, encoder), guides.MeanField(model, encoder)
+    kl = "KL 1.50 nats/datum"
+    assert said(row, spread, ELBO()) == ("ELBO -3.25", kl)
+    assert said(row, spread, ELBO(beta=0)) == ("log p(x | z) -1.75", kl)
+    for beta in (0, 1):
+        assert said(row, point, ELBO(beta=beta)) == ("log p(x | z) -1.75", "log p(z) -1.50 nats/datum")
 
 
 def test_a_log_gets_lines_and_a_terminal_bars(capsys: pytest.CaptureFixture[str]) -> None:

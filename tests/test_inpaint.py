@@ -211,6 +211,11 @@ def test_what_cannot_be_filled_in(runs: dict[str, Path], pixels: Any, top: Path,
         call("inpaint", run, image, "--mask", "halfs", *ours)
     )
     assert "cannot be read as an image" in bad(call("inpaint", run, image, "--mask", tmp_path / "none.png", *ours))
+    # told before the data are read
+    gone = ["--data-dir", tmp_path / "gone", *ours]
+    assert "large.png' is 8 x 9 with 1 channel" in bad(call("inpaint", run, "--mask", large, *gone))
+    np.savez(tmp_path / "several.npz", visible=np.zeros((3, 9, 8), dtype=bool))
+    assert "(3, 9, 8)" in bad(call("inpaint", run, "--mask", tmp_path / "several.npz", *gone))
     np.savez(tmp_path / "grey.npz", visible=np.ones((8, 8)))
     assert "needs a bool array 'visible'; it holds visible (float64)" in bad(
         call("inpaint", run, image, "--mask", tmp_path / "grey.npz", *ours)

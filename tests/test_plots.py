@@ -186,6 +186,16 @@ def test_tables_are_shown_column_by_column() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["data", "one"]
 
 
+def test_two_columns_are_points_in_the_plane() -> None:
+    x = torch.randn(50, 2)
+    figure = plots.samples({"one": x, "two": 2 * x}, spec((2,), "real", None), "cells", 3 * x, ["a", "b"])
+    assert titles(figure) == ["data", "one", "two"]
+    for axis, factor in zip(figure.axes, (3, 1, 2), strict=True):
+        np.testing.assert_allclose(axis.collections[0].get_offsets(), factor * x, rtol=1e-6)
+        assert (axis.get_xlabel(), axis.get_ylabel()) == ("a", "b")
+        assert axis.get_xlim() == figure.axes[0].get_xlim()
+
+
 def test_counts_are_binned_around_whole_numbers_and_wide_tables_cut() -> None:
     x = torch.poisson(torch.full((200, 11), 3.0))
     figure = plots.samples({"one": x}, spec((11,), "real", None), "counts")

@@ -169,7 +169,10 @@ def _as_tensor(value: Any, where: str) -> tuple[Tensor, bool]:
     if array.dtype == object:
         raise InputError(f"{where} holds Python objects; give an array of numbers, all data of one shape")
     if array.dtype.kind not in "buif":
-        raise InputError(f"{where} has dtype {array.dtype}; give numbers (bool, integers or floats)")
+        names = (
+            " (labels as class numbers 0, 1, ..., with their names in class_names)" if array.dtype.kind in "US" else ""
+        )
+        raise InputError(f"{where} has dtype {array.dtype}; give numbers, bool, integers or floats{names}")
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         # torch has few operations for the wide unsigned types
         if array.size and array.max() > np.iinfo(np.int64).max:

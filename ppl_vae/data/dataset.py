@@ -474,7 +474,7 @@ class DataSet:
         return "continuous" + (" in [0, 1]" if self.units == "unit" else "") + drawn
 
     def _masked(self) -> str:
-        missing = "" if self.observed is None else f", {100 * self.missing:.3g}% missing"
+        missing = f", {100 * self.missing:.3g}% missing" if self.missing else ""
         return missing + ("" if self.masks is None else f", behind masks ({self.masks})")
 
     def _where(self, argument: str) -> str:

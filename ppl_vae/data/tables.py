@@ -179,9 +179,7 @@ def _parse_csv(path: Path, lines: Any) -> DataSet:
             raise InputError(f"{where}, line {lines.line_num} has no value; remove the line")
     x = np.frombuffer(values, dtype=np.float64).reshape(-1, len(columns))
     observed = np.frombuffer(there, dtype=np.int8).reshape(-1, len(columns)).astype(bool)
-    y, class_names = (
-        (None, ()) if label is None else _parse_labels(texts, text_lines, f"{where}, column {header[label]!r}")
-    )
+    y, class_names = (None, ()) if label is None else _parse_labels(texts, text_lines, where, header[label])
     return DataSet.from_arrays(
         x,
         y,
@@ -192,7 +190,7 @@ def _parse_csv(path: Path, lines: Any) -> DataSet:
     )
 
 
-def _parse_labels(texts: list[str], lines: list[int], where: str) -> tuple[list[int], Sequence[str]]:
+def _parse_labels(texts: list[str], lines: list[int], where: str, column: str) -> tuple[list[int], Sequence[str]]:
     given = [text for text in texts if text]
     if given and all(_number(text) is None for text in given):
         names = sorted(set(given))
@@ -204,8 +202,8 @@ def _parse_labels(texts: list[str], lines: list[int], where: str) -> tuple[list[
             y.append(int(text) if text else -1)
         except ValueError:
             raise InputError(
-                f"{where}, line {line}: label {text!r} is no whole number; give class numbers 0, 1, ... throughout, "
-                "or names throughout"
+                f"{where}, column {column!r}, line {line}: label {text!r} is no whole number; a column of this name "
+                "holds labels, class numbers 0, 1, ... throughout, or names throughout; rename it if it holds data"
             ) from None
     return y, ()
 

@@ -20,6 +20,10 @@ from .base import Prior, priors
 __all__ = ["Vamp"]
 
 
+class _Unbound(InputError):
+    """The prior was asked for before it had a guide."""
+
+
 @priors.register("vamp")
 class Vamp(Prior):
     r"""VampPrior: the mean of the guide's posteriors at K learned pseudo-inputs.
@@ -97,6 +101,10 @@ class Vamp(Prior):
         try:
             with torch.no_grad():
                 q = guide.distribution(Batch(x=self.pseudo_inputs))[site]
+        except _Unbound as error:
+            raise InputError(
+                f"{cannot} runs the model to find its q, whose prior would be made of that q again{instead}"
+            ) from error
         except (NotImplementedError, InputError, KeyError) as error:
             reason = str(error).partition("\n")[0]  # Pyro adds the shapes of a trace
             raise InputError(f"{cannot} does not give it: {reason}{instead}") from error
@@ -109,7 +117,7 @@ class Vamp(Prior):
 
     def forward(self, features: Tensor) -> TorchDistributionMixin:
         if not self._guide:
-            raise InputError(
+            raise _Unbound(
                 "prior='vamp' is made of a guide's q(z | u), and has none: call ppl_vae.priors.bind(model, guide), "
                 "with a guide that does not run the model"
             )

@@ -340,6 +340,19 @@ def test_csv_with_missing_values(tmp_path):
     assert torch.equal(batch.visible, batch.observed)
     assert torch.equal(torch.cat([train.observed, test.observed]).sum(0), whole.observed.sum(0))
     assert load(table(tmp_path, "a,b\n1,2\n3,4\n5,6\n")).train.observed is None
+    # a part of it may miss nothing, and says nothing of it
+    assert whole.take([2, 4]).description == "wine.csv all, continuous"
+
+
+def test_a_column_of_data_by_the_name_of_labels_is_told_to_be_renamed(tmp_path):
+    with pytest.raises(InputError, match=r"column 'y', line 2: label '0\.5' is no .* rename it if it holds data"):
+        read_csv(table(tmp_path, "x,y\n1,0.5\n2,1.5\n"))
+
+
+def test_names_as_labels_of_an_npz_file(tmp_path):
+    np.savez(tmp_path / "cells.npz", x=np.zeros((4, 3)), y=np.array(["a", "b", "a", "b"]))
+    with pytest.raises(InputError, match=r"y of 'cells.npz' has dtype <U1.*class numbers 0, 1, .*class_names"):
+        load(tmp_path / "cells.npz")
 
 
 def test_npz_with_missing_values(tmp_path):
