@@ -20,7 +20,7 @@ from ..evaluate.latents import gaussian_marginals
 from ..handlers import drawn
 from ..isolation import untouched
 from ..weights import Program, log_weights, particle_plate, sample_sites, score_site
-from .simulated import dimension_names
+from .simulated import dimension_names, explained
 
 __all__ = ["Codes", "Part", "Parts", "codes_of", "parts_of"]
 
@@ -141,7 +141,8 @@ def codes_of(model: Program, guide: Program, source: Source, chunk: int) -> Code
     for start, stop in spans(source.size, chunk):
         batch = source.batch(start, stop)
         w = log_weights(model, program, batch, enumerate=False)
-        generated = dict(sample_sites(poutine.trace(model).get_trace(generation(batch))))
+        with explained(f"{type(model).__name__} does not generate from its prior, beside which codes are laid"):
+            generated = dict(sample_sites(poutine.trace(model).get_trace(generation(batch))))
         for name in continuous:
             shape = sites[name]["fn"].event_shape
             codes[name].append(w.draws[name].expand(1, batch.size, *shape)[0].cpu())

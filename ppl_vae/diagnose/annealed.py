@@ -86,7 +86,7 @@ class Annealed:
             check="annealing",
             fault=fault,
             says=(
-                "a single chain a datum says nothing of its error"
+                "a single chain a datum says nothing of its error: give chains=2 or more"
                 if fault is None
                 else f"{ess:.1f} of {self.chains} chains a datum count: log p(x) is about {bias:.2g} nats too "
                 f"{'high' if self.reversed else 'low'} with {self.temperatures} temperatures"
@@ -186,14 +186,22 @@ class Bidirectional:
         """Whether the bounds are close, whether they are in order, and what is to be said of each way."""
         gap = self.estimate
         fault: bool | None = gap.mean - _Z * gap.data_se > TOLERANCE
-        if not fault and not gap.mean <= TOLERANCE:
+        alone = len(self.gap) < 2
+        if alone or (not fault and not gap.mean <= TOLERANCE):
             fault = None
+        doubt = ""
+        if alone:
+            doubt = ": one datum has no error, give data=2 or more"
+        elif fault is None:
+            # so many that a mean gap of this size is beyond the threshold by as many errors
+            enough = len(self.gap) * (_Z * gap.data_se / (gap.mean - TOLERANCE)) ** 2
+            doubt = f": whether that is more than {TOLERANCE:g} would be told of about {math.ceil(enough):,} data"
         close = Verdict(
             check="BDMC gap",
             fault=fault,
             says=(
                 f"log p(x) lies between two bounds that are {gap.mean:.3g} ± {gap.data_se:.2g} nats apart, with "
-                f"{self.forward.temperatures} temperatures"
+                f"{self.forward.temperatures} temperatures{doubt}"
             ),
             statistic="mean of the upper bound less the lower one, nats a datum",
             value=gap.mean,
@@ -205,11 +213,13 @@ class Bidirectional:
         z = gap.mean / gap.data_se if gap.data_se > 0 else 0.0
         order = Verdict(
             check="BDMC order",
-            fault=z < -_IMPOSSIBLE,
+            fault=None if alone else z < -_IMPOSSIBLE,
             says=(
                 f"the lower bound lies above the upper one by {-z:.1f} standard errors: the model's draws are not from "
                 "the density that it scores"
                 if z < -_IMPOSSIBLE
+                else "of one datum the order of the bounds says nothing: give data=2 or more"
+                if alone
                 else "the bounds are in order"
             ),
             statistic="mean gap over its standard error",
@@ -217,6 +227,7 @@ class Bidirectional:
             threshold=-_IMPOSSIBLE,
             false_alarm=3e-5,
             advice="look whether the program generates x as it scores it: masks, supports, scales" if z < -4 else "",
+            grave=True,
             speaks_of="data that the model makes",
         )
         return sorted([close, order], key=lambda verdict: not verdict.fault)

@@ -19,6 +19,7 @@ from ..mcmc import Coordinates, State, hmc_step, spread
 from ..validation import validation
 from ..weights import Program, check_pair, sample_sites
 from .annealed import Annealed, Bidirectional
+from .simulated import explained
 
 __all__ = ["Annealed", "Bidirectional", "ais", "bdmc", "schedule"]
 
@@ -188,7 +189,8 @@ def bdmc(
 
 def _simulate(model: Program, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
     """(batch with x, latents by site) from the generative process."""
-    trace = poutine.trace(model).get_trace(batch)
+    with explained(f"{type(model).__name__} does not generate x from its prior, as data are simulated here"):
+        trace = poutine.trace(model).get_trace(batch)
     values = {name: site["value"] for name, site in sample_sites(trace)}
     declared = getattr(model, "latents", ())
     made = [name for name in values if name not in declared] if declared else ["x"]

@@ -98,10 +98,10 @@ class Diagnosis:
         raise InputError(f"check={check!r} has no finding: {reason}")
 
     def verdicts(self) -> list[Verdict]:
-        """All verdicts, the gravest first: faults, then what cannot be told, then what holds; within each in the order
-        of the checks and, of a check, in its own."""
+        """All verdicts, the gravest first: faults, of these the grave ones, then what cannot be told, then what holds;
+        within each in the order of the checks and, of a check, in its own."""
         every = [verdict for finding in self.findings.values() for verdict in finding.verdicts()]
-        return sorted(every, key=lambda verdict: {True: 0, None: 1, False: 2}[verdict.fault])
+        return sorted(every, key=lambda v: ({True: 0, None: 1, False: 2}[v.fault], not (v.fault and v.grave)))
 
     @property
     def faults(self) -> list[Verdict]:

@@ -44,6 +44,7 @@ class Verdict:
         false_alarm: probability of `fault` where there is none; None where it is not known.
         advice: what to try next; empty without a fault.
         speaks_of: of which data: "these data", or "data that the model makes".
+        grave: a fault beside which others weigh little; it is said first.
     """
 
     check: str
@@ -55,6 +56,12 @@ class Verdict:
     false_alarm: float | None = None
     advice: str = ""
     speaks_of: Literal["these data", "data that the model makes"] = "these data"
+    grave: bool = False
+
+    def __post_init__(self) -> None:
+        # what is no number lies beyond no threshold, and within none either
+        if self.fault is False and math.isnan(self.value):
+            object.__setattr__(self, "fault", None)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,11 @@ EFFECT = 0.2
 
 _Z = 2.326
 FALSE_ALARM = 0.01
+
+FEWEST_PARTICLES = 20
+"""Draws of which a standard error is made."""
+
+_ALONE = "there is one datum on a side, which has no error: give 2 or more of each, better 50"
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,9 +142,12 @@ class InferenceGap:
         for name, (whose, advice) in texts.items():
             each = parts[name]
             fault = bool(each.mean - _Z * each.se > TOLERANCE)
-            share = f"{100 * each.mean / whole:.0f}% of the gap between log p(x) and the ELBO"
+            # below 0 or above the whole it is noise, and no share of anything
+            share = each.mean / whole
+            part = f"{100 * share:.0f}% of the" if 0 <= share <= 1 else f"of {parts['total'].mean:.3g} nats of"
+            share_text = f"{part} gap between log p(x) and the ELBO"
             least, why = (" or more", "; log p(x) is a lower bound") if name == "approximation" else ("", "")
-            says = f"{whose} leaves {each.mean:.3g} ± {each.se:.2g} nats a datum{least} ({share}{why})"
+            says = f"{whose} leaves {each.mean:.3g} ± {each.se:.2g} nats a datum{least} ({share_text}{why})"
             found.append(
                 Verdict(
                     check=f"{name} gap",
@@ -158,13 +167,16 @@ class InferenceGap:
         if self.train is None:
             return []
         gap, gap_se = self.generalization["amortization"]
-        fault = bool(gap + _Z * gap_se < -TOLERANCE)
+        alone = not (math.isfinite(gap_se) and len(self.log_px) > 1 and len(self.train.log_px) > 1)
+        fault = None if alone else bool(gap + _Z * gap_se < -TOLERANCE)
         size = "smaller" if gap > 0 else "larger"
         whose = "gap of each datum's optimization" if self.freed == OWN else "encoder's gap"
         encoder = Verdict(
             check="encoder's generalization",
             fault=fault,
-            says=(f"the {whose} is {abs(gap):.3g} ± {gap_se:.2g} nats {size} on these data than on the training data"),
+            says=_ALONE
+            if alone
+            else f"the {whose} is {abs(gap):.3g} ± {gap_se:.2g} nats {size} on these data than on the training data",
             statistic="mean amortization gap, less that of the training data, nats a datum",
             value=-gap,
             threshold=TOLERANCE,
@@ -176,12 +188,14 @@ class InferenceGap:
         )
         difference, se = self.generalization["log_px"]
         effect, effect_se = difference / max(spread, 1e-12), se / max(spread, 1e-12)
-        fault = bool(effect - _Z * effect_se > EFFECT)
+        fault = None if alone else bool(effect - _Z * effect_se > EFFECT)
         likely = "less likely" if effect < 0 else "likelier"
         model = Verdict(
             check="generalization",
             fault=fault,
-            says=(
+            says=_ALONE
+            if alone
+            else (
                 f"training data are {abs(difference):.3g} ± {se:.2g} nats {likely} than these, {abs(effect):.2g} of "
                 "log p(x)'s standard deviation over the data"
             ),
@@ -283,6 +297,10 @@ def inference_gap(
     (https://arxiv.org/abs/1801.03558).
     """
     check_particles(particles)
+    if particles < FEWEST_PARTICLES:
+        raise InputError(
+            f"particles={particles} are too few for standard errors: give {FEWEST_PARTICLES} or more, better 1000"
+        )
     for name, count in (("updates", updates), ("fit_particles", fit_particles)):
         check_count(name, count)
     options: dict[str, Any] = {

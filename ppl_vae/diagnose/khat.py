@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from .findings import Picture, Verdict, plain
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["FEWEST_PARTICLES", "GOOD", "KHat", "khat", "most_by_chance"]
+__all__ = ["FEWEST_PARTICLES", "GOOD", "KHat", "fewest_data", "khat", "most_by_chance"]
 
 GOOD = 0.5
 """Below this k-hat weights have a finite variance, and the central limit theorem holds for their mean."""
@@ -105,7 +106,10 @@ class KHat:
             if fault:
                 says = f"{share}; {rest}: q is too narrow there, and log p(x) is more likely too low"
             elif fault is None:
-                says = f"{share}; {rest}: with so few data and draws that may be chance"
+                says = (
+                    f"{share}; {rest}: with so few that may be chance; of {self.particles} draws a fault can be told "
+                    f"from {fewest_data(self.particles)} data on"
+                )
             else:
                 says = f"{share}, no more than the {allowed} that chance makes of {self.particles} draws; {rest}"
         return [
@@ -117,6 +121,7 @@ class KHat:
                 value=bad / n,
                 threshold=allowed / n,
                 false_alarm=FALSE_ALARM,
+                grave=bad > n / 2,
                 advice=(
                     "look at these data; take a guide with heavier tails or more modes (full-rank, mixture, a flow), "
                     "train it by IWAE or the wake phase, and take log p(x) from annealed importance sampling"
@@ -239,6 +244,11 @@ def most_by_chance(n: int, particles: int) -> int:
     tail = tail_length(particles)
     error = (1.0 + GOOD) * math.sqrt(tail) / (tail + 10)
     return int(binom.ppf(1.0 - FALSE_ALARM, n, norm.sf((RELIABLE - GOOD) / error)))
+
+
+def fewest_data(particles: int) -> int:
+    """Of how many data a fault can be told at all: `most_by_chance` is then fewer than there are."""
+    return next(n for n in itertools.count(1) if most_by_chance(n, particles) < n)
 
 
 class _SmoothedSums(WeightSums):

@@ -21,7 +21,7 @@ from ..objectives.iwae import sum_enumerated
 from ..psis import RELIABLE, smooth_largest, tail_length
 from ..weights import Program, log_weights, particle_plate, score_site
 from .findings import Picture, Verdict, plain
-from .khat import khat, most_by_chance
+from .khat import fewest_data, khat, most_by_chance
 
 if TYPE_CHECKING:
     import xarray
@@ -82,7 +82,7 @@ class LeaveOneOut:
         bad = int((~(self.khat <= self.threshold)).sum())
         far = self.khat_posterior is not None and not self.khat_posterior <= self.threshold
         allowed = 0 if self.shared else most_by_chance(n, self.draws)
-        fault = bad > allowed or far
+        fault = None if allowed >= n else bad > allowed or far
         what = f"elpd is {self.estimate.mean:.2f} ± {self.estimate.data_se:.2g} nats a datum"
         what += f" (p_loo {self.p_loo:.1f})" if self.shared else ", log p(x)"
         says = f"Leave-one-out: {what}; k-hat is above {self.threshold:.2g} for {bad} of {n} data"
@@ -92,7 +92,11 @@ class LeaveOneOut:
             Verdict(
                 check="leave-one-out",
                 fault=fault,
-                says=f"{says}: it cannot be relied on." if fault else f"{says}.",
+                says=f"{says}: it cannot be relied on."
+                if fault
+                else f"{says}: a fault can be told from {fewest_data(self.draws)} data on."
+                if fault is None
+                else f"{says}.",
                 statistic=f"share of the data with k-hat above {self.threshold:.2g}",
                 value=1.0 if far else bad / n,
                 threshold=allowed / n,

@@ -24,6 +24,7 @@ from ..labels import hide_labels
 from ..weights import Program, is_per_datum, particle_plate, sample_sites
 from .calibration import check_level
 from .findings import Picture, Verdict, plain
+from .simulated import explained
 from .uniformity import holm
 
 if TYPE_CHECKING:
@@ -361,11 +362,11 @@ def _replicates(model: Program, guide: Program | None, source: Source, draws: in
     first = source.batch(0, 1)
     with untouched(model, guide, first):
         program = model if guide is None else drawn(guide)
-        sites = (
-            latent_sites(program, first)
-            if guide is not None
-            else dict(sample_sites(poutine.trace(model).get_trace(generation(first))))
-        )
+        if guide is not None:
+            sites = latent_sites(program, first)
+        else:
+            with explained(f"{type(model).__name__} does not generate x"):
+                sites = dict(sample_sites(poutine.trace(model).get_trace(generation(first))))
         shared = not all(is_per_datum(site) for site in sites.values())
     assert first.x is not None
     at_once = max(1, min(draws, _NUMBERS // max(1, source.size * first.x.numel()), chunk))
@@ -383,10 +384,8 @@ def _replicate(model: Program, guide: Program | None, batch: Batch, count: int) 
         if guide is not None:
             z = {name: site["value"] for name, site in latent_sites(drawn(guide), batch).items()}
             program = poutine.condition(model, data=z)
-        try:
+        with explained(f"{type(model).__name__} does not generate x"):
             trace = poutine.trace(program).get_trace(generation(batch))
-        except NotImplementedError as error:
-            raise InputError(f"{type(model).__name__} does not generate x: {error}") from error
     site: Any = dict(sample_sites(trace)).get("x")
     if site is None:
         raise InputError("the model has no site named 'x'")

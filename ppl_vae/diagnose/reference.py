@@ -42,6 +42,9 @@ DISTANCE = 0.05
 
 FALSE_ALARM = 0.01
 
+ENOUGH = 800
+"""Draws of all chains from which on chains that have met pass for that, but for 1% of a few data."""
+
 _FEWEST_DRAWS = 100
 _DIRECTIONS = 64
 
@@ -286,7 +289,9 @@ def _moments(p: Tensor, q: Tensor) -> dict[str, Tensor]:
 
 
 def _kurtosis(centred: Tensor) -> Tensor:
-    return centred.pow(4).mean(0) / centred.square().mean(0).square()
+    squares = centred.square().mean(0)
+    # of a point, whose width has no error
+    return torch.where(squares > 0.0, centred.pow(4).mean(0) / squares.square(), 1.0)
 
 
 def _distances(p: Tensor, q: Tensor, directions: Tensor) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from ..mcmc import log_joint
 from ..validation import validation
 from ..weights import Program, check_pair, is_per_datum, particle_plate, sample_sites
 
-__all__ = ["Simulated", "Simulator", "dimension_names"]
+__all__ = ["Simulated", "Simulator", "dimension_names", "explained"]
 
 
 class Simulated(NamedTuple):
@@ -100,7 +100,7 @@ class Simulator:
             given = self._conditions(stop - start)
             batch, z = self._generate(given)
             _, reference = self._generate(given)
-            with particle_plate(self.draws), _explained(f"{type(self.guide).__name__} does not run on simulated data"):
+            with particle_plate(self.draws), explained(f"{type(self.guide).__name__} does not run on simulated data"):
                 sites = latent_sites(drawn(self.guide), batch)
             values = {
                 name: torch.cat([z[name].unsqueeze(0), _whole(sites[name]["value"], self.draws, batch.size, shape)])
@@ -128,7 +128,7 @@ class Simulator:
 
     def _generate(self, given: Batch) -> tuple[Batch, dict[str, Tensor]]:
         """(batch with x, latents by site)."""
-        with _explained(
+        with explained(
             f"{type(self.model).__name__} does not generate x from its prior (where it needs a class or a context, "
             "give data= or a Batch of them)"
         ):
@@ -210,7 +210,8 @@ def _shared(names: list[str]) -> InputError:
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def explained(what: str) -> Iterator[None]:
+    """Raise `InputError`, that says what did not work, in the place of what a user's program raises."""
     try:
         yield
     except InputError:

@@ -240,6 +240,7 @@ def test_too_few_temperatures_are_told() -> None:
     assert said[1]["annealing moves"].fault is False
     alone = ais(model, x, temperatures=1, chains=1, seed=0)
     assert [each.fault for each in alone.verdicts()] == [None, None]
+    assert alone.verdicts()[0].says.endswith("give chains=2 or more")
 
 
 def test_chains_that_do_not_move_are_told() -> None:
@@ -261,6 +262,21 @@ def test_bounds_that_are_far_apart_are_told() -> None:
     first = dataclasses.replace(far, forward=dataclasses.replace(far.forward, log_px=above)).verdicts()[0]
     assert (first.check, first.fault) == ("BDMC order", True)
     assert "the lower bound lies above the upper one" in first.says
+
+
+def test_bounds_that_cannot_be_told_say_of_how_many_data_they_could() -> None:
+    model, *_ = oracle()
+    far = bdmc(model, 30, temperatures=3, chains=4, steps=5, seed=1)
+    # a mean gap of 0.15 with standard deviation 0.5: 2.326² 0.5² / 0.05² = 541.2 data
+    gap = torch.linspace(-1.0, 1.0, 30, dtype=torch.float64)
+    gap = 0.15 + 0.5 * gap / gap.std()
+    moved = dataclasses.replace(far, reverse=dataclasses.replace(far.reverse, log_px=far.forward.log_px + gap))
+    said = {each.check: each for each in moved.verdicts()}["BDMC gap"]
+    assert said.fault is None
+    assert said.says.endswith("whether that is more than 0.1 would be told of about 542 data")
+    alone = bdmc(model, 1, temperatures=3, chains=2, seed=0)
+    assert [each.fault for each in alone.verdicts()] == [None, None]
+    assert all(each.says.endswith("give data=2 or more") for each in alone.verdicts())
 
 
 def test_pictures_and_numbers() -> None:
@@ -384,12 +400,21 @@ def test_numbers_out_of_range(name: str, value: object) -> None:
         ais(model, x, **{name: value})  # type: ignore[arg-type]
 
 
+class Unsampled(LinearGaussian):
+    def forward(self, batch: Batch) -> Tensor:
+        if batch.x is None:
+            raise NotImplementedError("no sampler")
+        return super().forward(batch)
+
+
 def test_other_bad_input() -> None:
     model, x, _ = oracle(2)
     with pytest.raises(InputError, match="did you mean 'linear'"):
         ais(model, x, kind="linaer")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="data are simulated here"):
         bdmc(model, Batch(x=x))
+    with pytest.raises(InputError, match=r"Unsampled does not generate x from its prior.*: no sampler"):
+        bdmc(Unsampled(4, 2))
     with pytest.raises(InputError, match="data=0"):
         bdmc(model, 0)
     with pytest.raises(InputError, match="must be finite"):

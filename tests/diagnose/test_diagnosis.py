@@ -75,6 +75,22 @@ def test_headline(faults: list[bool | None], headline: str) -> None:
     assert found.headline().lower() == headline.lower()
 
 
+def test_a_grave_fault_is_said_first_and_no_number_says_nothing() -> None:
+    class Finding:
+        def verdicts(self) -> list[Verdict]:
+            return [
+                Verdict("small", True, "it is shifted", "s", 1.0, 2.0),
+                Verdict("fine", False, "fine", "s", 1.0, 2.0, grave=True),
+                Verdict("grave", True, "it has collapsed", "s", 1.0, 2.0, grave=True),
+                Verdict("nothing", False, "it is fine by nan", "s", float("nan"), 2.0),
+            ]
+
+    found = Diagnosis("pair", "data", 3, {"c": Finding()})  # type: ignore[dict-item]
+    assert [each.check for each in found.verdicts()] == ["grave", "small", "nothing", "fine"]
+    assert found.headline() == "It has collapsed; it is shifted."
+    assert found.verdicts()[2].fault is None
+
+
 def test_the_headline_leaves_brackets_to_the_whole_sentence() -> None:
     says = 'The posterior of p(z | x) is wrong in z[0] (0.17) and z[1] (most by log p(x, z) (a "joint")): q(z) is off.'
 
@@ -239,7 +255,7 @@ def test_every_check_can_be_loaded_and_takes_its_options() -> None:
 SMALL: dict[str, dict[str, Any]] = {
     "khat": {"particles": 100},
     "inference_gap": {"data": 6, "particles": 50, "temperatures": 10, "chains": 2, "steps": 2, "updates": 20},
-    "reference": {"rows": 2, "chains": 2, "draws": 100, "warmup": 50, "steps": 2},
+    "reference": {"rows": 2, "chains": 4, "draws": 200, "warmup": 50, "steps": 2},
     "sbc": {"simulations": 100, "draws": 19},
     "c2st": {"simulations": 100, "draws": 19},
     "latent_checks": {"size": 100, "permutations": 99},

@@ -206,6 +206,11 @@ def test_what_it_answers_with() -> None:
 
 def test_bad_input() -> None:
     model, guide, x = weakened("mean-field", n=3)
+    with pytest.raises(InputError, match="particles=1 are too few for standard errors: give 20 or more"):
+        inference_gap(model, guide, x, particles=1)
+    alone = inference_gap(model, guide, x[:1], x[:1], **{**QUICK, "updates": 2}).verdicts()
+    assert [each.fault for each in alone if "generalization" in each.check] == [None, None]
+    assert all("give 2 or more of each" in each.says for each in alone if "generalization" in each.check)
     with pytest.raises(InputError, match="updates=0"):
         inference_gap(model, guide, x, updates=0)
     with pytest.raises(InputError, match="'w' is shared by all data"):

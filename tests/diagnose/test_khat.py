@@ -8,6 +8,7 @@ import json
 import math
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from programs import binary_batch, guide_for, pair, vae
@@ -17,7 +18,7 @@ from torch import Tensor
 from ppl_vae import Batch
 from ppl_vae.data import DataSet
 from ppl_vae.diagnose import khat
-from ppl_vae.diagnose.khat import KHat, most_by_chance
+from ppl_vae.diagnose.khat import KHat, fewest_data, most_by_chance
 from ppl_vae.errors import InputError
 from ppl_vae.evaluate import log_marginal
 from ppl_vae.psis import pareto_khat
@@ -97,6 +98,10 @@ def test_the_verdict_finds_a_narrow_posterior_and_passes_a_good_one() -> None:
     assert good.value <= good.threshold < bad.value
     (few,) = narrow(0.9, n=1)[0].verdicts()
     assert few.fault is None
+    enough = fewest_data(1000)
+    assert few.says.endswith(f"a fault can be told from {enough} data on")
+    assert most_by_chance(enough - 1, 1000) == enough - 1
+    assert most_by_chance(enough, 1000) < enough
 
 
 @pytest.mark.slow
@@ -155,5 +160,21 @@ def test_bad_input() -> None:
     with pytest.raises(InputError, match="worst=0"):
         khat(model, guide, x, worst=0)
     model.bias.fill_(math.nan)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="found invalid values"):
         khat(model, guide, x, particles=30)
+
+    class Breaks(LinearGaussian):
+        """A weight that is NaN for one datum, and that no distribution's check sees."""
+
+        def forward(self, batch: Batch) -> Tensor:
+            x = super().forward(batch)
+            with pyro.plate("more", batch.size, dim=-1):
+                odd = torch.where(torch.arange(batch.size) == 1, math.nan, 0.0).double()
+                pyro.factor("factor", odd if self.broken else torch.zeros_like(odd))
+            self.broken = True
+            return x
+
+    breaks = Breaks(3, 1)
+    breaks.broken = False
+    with pytest.raises(InputError, match="is NaN or infinite for datum 1 of a batch of 2"):
+        khat(breaks, LinearGaussianPosterior(breaks), x, particles=30)

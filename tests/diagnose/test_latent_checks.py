@@ -143,6 +143,18 @@ def test_verdicts_of_a_right_and_of_a_wrong_pair() -> None:
     assert wrong.holes.outside > 0.5
 
 
+@pytest.mark.parametrize(("shift", "fault"), [(0.15, False), (0.7, True)])
+def test_a_difference_that_samples_do_not_show_is_no_fault(shift: float, fault: bool) -> None:
+    """Both are told apart from the prior; the KLs of the aggregates are 0.02 and 0.4 nats."""
+    model = noisy(2)
+    found = latent_checks(model, Faulty(model, shift=shift), model.simulate(800, seed=104), permutations=199, seed=1)
+    assert found.discrepancies["z"].p_value <= 0.05
+    verdict = found.verdicts()[2]
+    assert verdict.fault is fault
+    assert verdict.value == (found.discrepancies["z"].p_value if fault else 1.0)
+    assert ("to less than 0.1 nat" in verdict.says) is not fault
+
+
 def test_collapsed_dimensions_are_named() -> None:
     """The oracle's last latent has no weight: nothing of x says anything of it."""
     model = LinearGaussian(4, 3, seed=1)
@@ -155,6 +167,7 @@ def test_collapsed_dimensions_are_named() -> None:
     model.weight.zero_()
     whole = latent_checks(model, LinearGaussianPosterior(model), model.simulate(300), permutations=19, seed=0)
     assert "no latent dimension moves with x" in whole.verdicts()[0].says
+    assert (verdict.grave, whole.verdicts()[0].grave) == (False, True)
 
 
 def test_layers() -> None:
@@ -220,6 +233,17 @@ def test_refused() -> None:
         latent_checks(model, guide, x[:50])
     with pytest.raises(InputError, match=r"permutations=10 are too few .* give 19"):
         latent_checks(model, guide, x, permutations=10)
+
+    class Unsampled(LinearGaussian):
+        def forward(self, batch: Batch) -> torch.Tensor:
+            if batch.x is None:
+                raise NotImplementedError("no sampler")
+            return super().forward(batch)
+
+    with pytest.raises(InputError, match=r"Unsampled does not generate from its prior.*: no sampler"):
+        latent_checks(
+            Unsampled(4, 2), LinearGaussianPosterior(LinearGaussian(4, 2)), LinearGaussian(4, 2).simulate(100)
+        )
     shared, its, batch = pair("global")
     with pytest.raises(InputError, match="'w' is shared"):
         latent_checks(shared, its, repeated(batch, 20))
@@ -230,5 +254,5 @@ def test_refused() -> None:
     its = guide_for(broken)
     for parameter in its.parameters():
         parameter.data.fill_(torch.nan)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="nan"):
         latent_checks(broken, its, repeated(pair("mean-field")[2], 20))

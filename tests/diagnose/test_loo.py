@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ppl_vae import Batch, Guide, LatentModel, LatentSpec, guides, likelihoods, models, networks
 from ppl_vae.diagnose import loo, to_arviz
+from ppl_vae.diagnose.khat import fewest_data
 from ppl_vae.diagnose.loo import _given_shared, psis_loo
 from ppl_vae.errors import InputError
 from ppl_vae.evaluate import log_marginal
@@ -186,6 +187,9 @@ def test_of_a_datums_own_latents_it_is_log_px() -> None:
     assert found.verdicts()[0].fault is False
     narrow = loo(model, LinearGaussianPosterior(model, widen=0.4), x, seed=0)
     assert narrow.verdicts()[0].fault
+    (alone,) = loo(model, LinearGaussianPosterior(model, widen=0.9), x[:1], seed=0).verdicts()
+    assert alone.fault is None
+    assert alone.says.endswith(f"a fault can be told from {fewest_data(1000)} data on.")
     wide = LinearGaussianPosterior(model, widen=1.2)
     both = loo(model, wide, x, seed=0), log_marginal(model, wide, x, seed=0)
     assert (both[0].elpd - both[1].log_px).abs().max() < 0.05
