@@ -87,7 +87,7 @@ class FitResult:
     @property
     def elbo(self) -> float:
         """The last epoch's mean ELBO on the training batches, nats a datum."""
-        return self.history[-1]["elbo"] if self.history else math.nan
+        return self.history[-1].get("elbo", math.nan) if self.history else math.nan
 
 
 def fit(

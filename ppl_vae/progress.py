@@ -14,7 +14,11 @@ __all__ = ["Bar", "make_progress", "progress_bar", "said"]
 
 def said(row: Mapping[str, float], guide: Any, objective: Any) -> tuple[str, str]:
     """An epoch's two numbers in words, nats a datum: the ELBO and its KL; log p(x | z) and the KL where the KL has no
-    weight, as in an autoencoder; log p(x | z) and log p(z) where the guide is a point, of which there is no bound."""
+    weight, as in an autoencoder; log p(x | z) and log p(z) where the guide is a point, of which there is no bound. Of
+    an objective without a bound, the number by which it is watched, and its loss."""
+    if "elbo" not in row:
+        watched = objective.watched
+        return f"{watched.replace('_', ' ')} {row[watched]:.2f}", f"loss {row['loss']:.2f} nats/datum"
     if not getattr(guide, "density", True):
         return f"log p(x | z) {row['log_likelihood']:.2f}", f"log p(z) {-row['kl']:.2f} nats/datum"
     if getattr(objective, "watched", "elbo") == "log_likelihood":
