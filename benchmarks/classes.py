@@ -3,8 +3,8 @@
     python -m benchmarks.classes [--sizes A,C] [--json FILE]
 
 The sizes are those of `benchmarks.step`, and no label is known, so that every datum is summed over all ten classes: one
-call of the decoder with ten times as many rows. A decoder pass is a call of it with the batch's rows, the likelihood and
-the gradient of both; a step's passes are 1 + (step - plain step) / pass. Beside them the sum by a Python loop, a
+call of the decoder with ten times as many rows. A decoder pass is a call of it with the batch's rows, with likelihood
+and gradients; a step's passes are 1 + (step - plain step) / pass. Beside them the sum by a Python loop, a
 conditional VAE ten times, with one update.
 """
 
