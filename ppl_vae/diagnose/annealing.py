@@ -183,6 +183,7 @@ def bdmc(
         asked = asked if device is None else asked.to(device)
         batch, latents = _simulate(model, asked)
         source = Source(batch, model, guide)
+        source.description = f"{batch.size} simulated data"
         forward, reverse = _Run(model, guide, source, plan, progress, compile, latents).run()
     return Bidirectional(forward, reverse, batch.to("cpu"), {name: z.cpu() for name, z in latents.items()})
 

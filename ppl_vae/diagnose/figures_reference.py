@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ __all__ = ["by_dimension", "distances", "overlay"]
 
 _MOST_DATA = 6
 _MOST_POINTS = 1000
+_LEAST = 0.01
 
 
 def overlay(found: Reference) -> Picture:
@@ -69,13 +71,18 @@ def overlay(found: Reference) -> Picture:
 
 def by_dimension(found: Reference) -> Picture:
     """sd_q / sd_p and the mean's error of each datum, by dimension."""
+    from matplotlib.ticker import NullFormatter
+
     from ..plots import figure_of, wrapped_title
 
     size = len(found.dims)
     figure = figure_of(min(12.0, 3.5 + 0.35 * size), 5.2)
     axes = figure.subplots(2, 1, sharex=True)
+    # a point has no width, and a logarithm no place for that
+    points = found.log_ratio < math.log(_LEAST)
+    edge = f" Widths below {_LEAST:g} stand at the lower edge." if bool(points.any()) else ""
     rows = (
-        (found.log_ratio.exp(), 1.0, "sd of q / sd of posterior"),
+        (found.log_ratio.exp().clamp_min(_LEAST), 1.0, "sd of q / sd of posterior"),
         (found.mean_error, 0.0, "mean error, posterior sd"),
     )
     for axis, (values, line, label) in zip(axes, rows, strict=True):
@@ -88,7 +95,11 @@ def by_dimension(found: Reference) -> Picture:
         axis.set_ylabel(label, fontsize=9)
     axes[0].set_yscale("log")
     axes[0].yaxis.set_major_formatter(_plain_numbers())
-    axes[0].yaxis.set_minor_formatter(_plain_numbers())
+    # over several powers of ten the labels between them would lie on each other
+    if float(found.log_ratio.clamp_min(math.log(_LEAST)).abs().max()) < math.log(5.0):
+        axes[0].yaxis.set_minor_formatter(_plain_numbers())
+    else:
+        axes[0].yaxis.set_minor_formatter(NullFormatter())
     axes[0].tick_params(axis="y", which="both", labelsize=7)
     axes[1].set_xticks(range(size), list(found.dims), rotation=90 if size > 6 else 0, fontsize=7 if size > 12 else 9)
     wrapped_title(figure, f"Widths and means of q\n{found.data}")
@@ -100,7 +111,7 @@ def by_dimension(found: Reference) -> Picture:
         figure=figure,
         caption=(
             "Above, q's standard deviation over the posterior's; below, its mean's error. A dot a datum, a line their "
-            "mean."
+            f"mean.{edge}"
         ),
         alt=f"Dots by latent dimension. Mean ratio of standard deviations: {ratios}.",
     )
@@ -120,6 +131,7 @@ def distances(found: Reference) -> Picture:
     )
     axis.set_ylim(bottom=0.0)
     axis.set_xlabel("data, by distance")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylabel("posterior standard deviations")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     wrapped_title(figure, f"Sliced Wasserstein distance\n{found.data}")

@@ -126,7 +126,7 @@ class LeaveOneOut:
         axis.axvline(self.threshold, color="0.4", linewidth=1, linestyle="--")
         axis.set_xlabel("k-hat")
         axis.set_ylabel("elpd of a datum, nats")
-        axis.legend(frameon=False, fontsize=8)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
         worst = int(self.elpd.argmin())
         return [
             Picture(

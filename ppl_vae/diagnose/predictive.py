@@ -161,7 +161,7 @@ class PredictiveCheck:
     def _verdict(self, kind: str, p_values: Tensor) -> Verdict:
         adjusted = holm(p_values)
         wrong = [m for m in adjusted.argsort(stable=True).tolist() if adjusted[m] <= self.alpha]
-        source = "from its prior" if kind == "prior" else "of what the guide says of these data"
+        source = "from its prior" if kind == "prior" else "from q(z | x)"
         if wrong:
             parts = []
             for m in wrong[:4]:

@@ -85,7 +85,18 @@ def test_faults_are_found_and_named_at_the_defaults(kind: str, fault: dict[str, 
     check_fault(1000, 99, 20, kind, **fault)
 
 
-def test_a_skewed_posterior_is_of_another_shape() -> None:
+def test_a_split_posterior_is_of_another_shape() -> None:
+    """Location and spread of the ranks' scores are right (found otherwise in 1 of 20 at most); chi-square sees it."""
+    model = LinearGaussian(4, 1, seed=3)
+    found = sbc(model, Faulty(model, split=True), simulations=1000, draws=39, bins=20, seed=0)
+    assert found.faults["of another shape"] == [0]
+    assert set(found.faults) <= {"of another shape", "wrong as a whole"}
+    verdict = found.verdicts()[0]
+    assert verdict.fault
+    assert "the posterior has another shape than p(z | x) in z[0] (chi-square" in verdict.says
+
+
+def test_a_skewed_posterior_is_found() -> None:
     """Mean and variance are right, and location and spread of the ranks' scores nearly are; chi-square sees it."""
     model = LinearGaussian(4, 1, seed=3)
     found = sbc(model, Faulty(model, skewed=True), simulations=1000, draws=39, bins=20, seed=0)

@@ -3,6 +3,7 @@
 Statistical tests have fixed seeds; each says how often a right implementation would fail it for another seed.
 """
 
+import dataclasses
 import json
 import math
 
@@ -18,6 +19,7 @@ from ppl_vae.diagnose import latent_checks
 from ppl_vae.diagnose.aggregate import Part
 from ppl_vae.diagnose.latent_checks import mmd
 from ppl_vae.errors import InputError
+from ppl_vae.evaluate.latents import ActiveUnits
 from ppl_vae.testing import LinearGaussian, LinearGaussianPosterior
 
 
@@ -164,6 +166,10 @@ def test_collapsed_dimensions_are_named() -> None:
     verdict = found.verdicts()[0]
     assert verdict.fault
     assert "1 of 3 latent dimensions have collapsed onto the prior: z[2]" in verdict.says
+    # what may be above 0.01 by chance is not called collapsed: 0.009 is, by 2.39 errors of 0.0001, and not of 0.001
+    variances, errors = torch.tensor([[0.009, 0.012, 0.009], [0.001, 0.002, 0.0001]], dtype=torch.float64)
+    near = ActiveUnits({"z": variances}, {"z": errors}, 0.01, 300, "data")
+    assert dataclasses.replace(found, active=near).collapsed == ["z[2]"]
     model.weight.zero_()
     whole = latent_checks(model, LinearGaussianPosterior(model), model.simulate(300), permutations=19, seed=0)
     assert "no latent dimension moves with x" in whole.verdicts()[0].says

@@ -107,7 +107,9 @@ def test_a_point_is_too_narrow() -> None:
     assert "too narrow in z[0] (0.00), z[1] (0.00) and z[2] (0.00)" in width.says
     assert said(found)["posterior mean"].fault is False
     json.dumps(width.to_json(), allow_nan=False)
-    assert len(found.pictures()) == 3
+    _, moments, _ = found.pictures()
+    assert "below 0.01 stand at the lower edge" in moments.caption
+    assert moments.figure.axes[0].collections[0].get_offsets()[:, 1].tolist() == [0.01] * 9
 
 
 def test_a_shifted_posterior_is_told_from_its_mean() -> None:
