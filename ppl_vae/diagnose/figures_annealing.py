@@ -32,7 +32,7 @@ def chains_that_count(found: Annealed) -> Picture:
     below.set_ylim(0.0, 1.08 * found.chains)
     below.set_ylabel("chains that count")
     below.set_xlabel("data, by log p(x)")
-    below.xaxis.get_major_locator().set_params(integer=True)
+    below.locator_params(axis="x", integer=True)
     way = "reversed annealing" if found.reversed else "annealing"
     wrapped_title(figure, f"log p(x) by {way}, {found.temperatures} temperatures\n{found.data}")
     mean = found.estimate
@@ -64,7 +64,7 @@ def two_bounds(found: Bidirectional) -> Picture:
     axis.plot(place, half, "o", markersize=3, color="tab:red", label="upper bound, back from the z that made x")
     axis.plot(place, -half, "o", markersize=3, color="tab:blue", label="lower bound, from the start")
     axis.set_xlabel("simulated data, by their gap")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     axis.set_ylabel("nats from the middle of the bounds")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     gap = found.estimate

@@ -131,7 +131,7 @@ def distances(found: Reference) -> Picture:
     )
     axis.set_ylim(bottom=0.0)
     axis.set_xlabel("data, by distance")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     axis.set_ylabel("posterior standard deviations")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     wrapped_title(figure, f"Sliced Wasserstein distance\n{found.data}")

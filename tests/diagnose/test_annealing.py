@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -18,7 +19,7 @@ from torch import Tensor
 from ppl_vae import Batch, LatentModel, LatentSpec, guides, likelihoods, models, networks
 from ppl_vae.compiled import CompiledFunction
 from ppl_vae.diagnose import Annealed, ais, bdmc
-from ppl_vae.diagnose.annealing import _Path, schedule
+from ppl_vae.diagnose.annealing import _Path, _Run, schedule
 from ppl_vae.errors import InputError
 from ppl_vae.evaluate import log_marginal
 from ppl_vae.mcmc import Coordinates
@@ -345,6 +346,27 @@ def test_pieces_seeds_and_progress() -> None:
     parts = ais(model, x, **settings, chunk=12)  # 3 data at once, and one at the end
     assert parts.log_w.shape == whole.log_w.shape
     assert abs(mean_weight(ais(model, x, **{**settings, "chains": 60}, chunk=240), exact)) < 4.0
+
+
+def test_chains_of_the_pilot_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step sizes depend on them, and weights of the same chains would not be unbiased."""
+    seen: dict[str, Tensor] = {}
+    pilot, walk = _Run._pilot, _Run._walk
+
+    def watched_pilot(self: _Run, move: Any, batch: Batch, position: Tensor, *rest: Any) -> Tensor:
+        seen["pilot"] = position.clone()
+        return pilot(self, move, batch, position, *rest)
+
+    def watched_walk(self: _Run, move: Any, batch: Batch, position: Tensor, *rest: Any) -> Any:
+        seen["walk"] = position.clone()
+        return walk(self, move, batch, position, *rest)
+
+    monkeypatch.setattr(_Run, "_pilot", watched_pilot)
+    monkeypatch.setattr(_Run, "_walk", watched_walk)
+    model, x, _ = oracle(3)
+    ais(model, x, temperatures=3, chains=4, steps=1, seed=0)
+    assert seen["pilot"].shape == seen["walk"].shape == (4, 3, 2)
+    assert not torch.isin(seen["walk"], seen["pilot"]).any()
 
 
 def test_a_traced_transition_is_the_eager_one() -> None:
