@@ -785,6 +785,11 @@ class Head(Conditional):
         """The Gaussian (\\*S, N) that numbers (\\*S, N, outputs) name, events `free_shape`, unconstrained."""
         raise NotImplementedError
 
+    def inverse_fisher(self, numbers: Tensor) -> Tensor:
+        """The inverse of the diagonal of q's Fisher information by its numbers (\\*S, N, outputs), or what stands for
+        it: a gradient times this is a step in q's own standard deviations. 1 where a family says nothing."""
+        return torch.ones_like(numbers)
+
     def forward(self, features: Tensor) -> TorchDistributionMixin:
         return self.to_support(self.gaussian(self.linear(features)))
 
@@ -819,6 +824,10 @@ class DiagonalNormal(Head):
         normal: TorchDistributionMixin = dist.Normal(loc, scale).to_event(len(self.free_shape))
         return normal
 
+    def inverse_fisher(self, numbers: Tensor) -> Tensor:
+        scale = soft_bound(numbers.chunk(2, dim=-1)[1]).exp()
+        return torch.cat([scale.square(), torch.full_like(scale, 0.5)], dim=-1)
+
 
 class FullRankNormal(Head):
     r"""N(m, L Lᵀ) with m and the Cholesky factor L functions of the features: an amortized full-rank Gaussian.
@@ -843,6 +852,11 @@ class FullRankNormal(Head):
         tril = flat.unflatten(-1, (self.numel, self.numel)) + soft_bound(raw).exp().diag_embed()
         normal: TorchDistributionMixin = dist.MultivariateNormal(loc, scale_tril=tril)
         return normal
+
+    def inverse_fisher(self, numbers: Tensor) -> Tensor:
+        scale = soft_bound(numbers[..., self.numel : 2 * self.numel]).exp()
+        rows = self.position // self.numel
+        return torch.cat([scale.square(), torch.full_like(scale, 0.5), scale.square()[..., rows]], dim=-1)
 
 
 class LowRankNormal(Head):
@@ -873,6 +887,11 @@ class LowRankNormal(Head):
         normal: TorchDistributionMixin = dist.LowRankMultivariateNormal(loc, columns, scale.square())
         return normal
 
+    def inverse_fisher(self, numbers: Tensor) -> Tensor:
+        _, raw, factor = numbers.split([self.numel, self.numel, self.rank * self.numel], dim=-1)
+        scale = soft_bound(raw).exp()
+        return torch.cat([scale.square(), torch.full_like(scale, 0.5), torch.ones_like(factor)], dim=-1)
+
 
 class DiagonalNormals(DiagonalNormal):
     """M diagonal Gaussians, the components of a mixture: batch shape (\\*S, N, M).
@@ -890,6 +909,9 @@ class DiagonalNormals(DiagonalNormal):
 
     def gaussian(self, numbers: Tensor) -> TorchDistributionMixin:
         return super().gaussian(numbers.unflatten(-1, (self.components, -1)))
+
+    def inverse_fisher(self, numbers: Tensor) -> Tensor:
+        return super().inverse_fisher(numbers.unflatten(-1, (self.components, -1))).flatten(-2)
 
 
 families: dict[str, type[Head]] = {"mean-field": DiagonalNormal, "full-rank": FullRankNormal}

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import Batch
-from ..core import Encoder
 from ..data import DataSet
-from ..errors import InputError
 from ..evaluate.chunked import Source, spans
+from ..guides.biases import Biases
 from ..objectives import ELBO
 
 __all__ = ["OWN", "LocalFit", "fitted_locally"]
@@ -52,10 +51,8 @@ def fitted_locally(
     block.
 
     Each affine layer of the guide outside of its encoders gets a bias of each datum's own, b + δ_n, beginning with
-    δ_n = 0, the encoder's answer. A Gaussian's or a mixture's head is one such layer: its numbers are then free, and q
-    is any member of the family. So are the parameters of planar, radial, Householder and Sylvester flows. Of networks
-    that take other latents, as in inverse autoregressive and spline flows and in guides of layers, biases are each
-    datum's own and weights stay shared. A guide with parameters for each datum has these optimized further.
+    δ_n = 0, the encoder's answer: see `Biases` for what that frees. A guide with parameters for each datum has these
+    optimized further.
 
     Args:
         model, guide: are copied, and stay as they are.
@@ -110,32 +107,24 @@ def _maximize(
 
 
 class _Offsets:
-    """Adds numbers of each datum's own to what affine layers of a guide return, by `batch.rows`. A context manager: its
-    hooks are gone when it is left."""
+    """`Biases` of all data, by `batch.rows`. A context manager: its hooks are gone when it is left."""
 
     def __init__(self, guide: nn.Module, size: int) -> None:
         self.guide = guide
-        self.layers = list(_affine(guide))
-        if not self.layers:
-            raise InputError(
-                f"{type(guide).__name__} has no affine layer (nn.Linear) outside of its encoders, nor parameters for "
-                "each datum: there is no place where a q of each datum's own could be put in; give a guide made of "
-                "networks.Head or nn.Linear, or Local"
-            )
-        like = self.layers[0].weight
-        self.tables = [like.new_zeros(size, layer.out_features) for layer in self.layers]
+        self.biases = Biases(guide)
+        like = self.biases.layers[0].weight
+        self.tables = [like.new_zeros(size, layer.out_features) for layer in self.biases.layers]
         self.fitted: list[Tensor] = []
-        self.rows: Tensor | None = None
         self.offset = 0
         self.handles: list[Any] = []
 
     def __enter__(self) -> _Offsets:
-        self.handles.append(self.guide.register_forward_pre_hook(self._note))
-        for k, layer in enumerate(self.layers):
-            self.handles.append(layer.register_forward_hook(self._adder(k)))
+        self.handles.append(self.guide.register_forward_pre_hook(self._look_up))
+        self.biases.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.biases.__exit__(*exception)
         for handle in self.handles:
             handle.remove()
 
@@ -151,27 +140,10 @@ class _Offsets:
             table[start:stop] = leaf.detach()
         self.fitted = []
 
-    def _note(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.rows = args[0].rows
-
-    def _adder(self, k: int) -> Any:
-        def add(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-            assert self.rows is not None
-            table = self.fitted[k][self.rows - self.offset] if self.fitted else self.tables[k][self.rows]
-            if out.dim() < 2 or out.shape[-2] not in (1, len(table)):
-                raise InputError(
-                    f"an affine layer of {type(self.guide).__name__} returns {tuple(out.shape)}, without the "
-                    f"{len(table)} data in the dimension before the last: there is no place for a datum's own numbers"
-                )
-            return out + table
-
-        return add
-
-
-def _affine(guide: nn.Module) -> Iterator[nn.Linear]:
-    """The affine layers outside of encoders, each once."""
-    if isinstance(guide, nn.Linear):
-        yield guide
-    for child in guide.children():
-        if not isinstance(child, Encoder):
-            yield from _affine(child)
+    def _look_up(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        rows = args[0].rows
+        self.biases.values = (
+            [leaf[rows - self.offset] for leaf in self.fitted]
+            if self.fitted
+            else [table[rows] for table in self.tables]
+        )

@@ -17,6 +17,7 @@ from .mean_field import MeanField
 from .mixture import Mixture
 from .planar import Planar
 from .radial import Radial
+from .refined import Refined
 from .semi_amortized import SemiAmortized
 from .shared import Shared
 from .spline import Spline
@@ -42,6 +43,7 @@ __all__ = [
     "Mixture",
     "Planar",
     "Radial",
+    "Refined",
     "SemiAmortized",
     "Shared",
     "Spline",

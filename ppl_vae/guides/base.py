@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import ClassVar, cast
 
 import pyro
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from ..core import Encoder, Guide, LatentModel, LatentSpec
 from ..errors import InputError
 from ..networks import Head
 from ..registry import Registry
+from .points import Points, noise_size, placed
 
 __all__ = ["Amortized", "about_site", "continuous_sites", "features_of", "guides"]
 
@@ -61,8 +63,28 @@ class Amortized(Guide):
             return {name: pyro.sample(name, q) for name, q in self.distribution(batch, **latents).items()}
 
     def distribution(self, batch: Batch, **latents: Tensor) -> Mapping[str, TorchDistributionMixin]:
-        features = self.encoder(batch, **latents)
+        return self.of_features(self.encoder(batch, **latents))
+
+    def of_features(self, features: Tensor) -> dict[str, TorchDistributionMixin]:
+        """q of each site, given features (\\*S, N, F)."""
         return {name: head(features) for name, head in self.heads.items()}
+
+    def draw(self, features: Tensor) -> dict[str, Tensor]:
+        """What `forward` does inside of the data plate, given features (\\*S, N, F)."""
+        return {name: pyro.sample(name, q) for name, q in self.of_features(features).items()}
+
+    def points(self, features: Tensor, noise: Mapping[str, Tensor]) -> Points:
+        """Draws z of standard normal noise (P, D) by site, the same for all data, as differentiable functions of the
+        features (\\*S, N, F): of which an expectation over q is made without random numbers."""
+        sites = self.of_features(features)
+        values = {name: placed(q, noise[name]) for name, q in sites.items()}
+        return Points(values, sum((sites[name].log_prob(z) for name, z in values.items()), features.new_zeros(())))
+
+    def noise_sizes(self) -> dict[str, int]:
+        """D of `points`, by site; raises `InputError` where a q is no function of such noise."""
+        features = next(self.heads.parameters()).new_zeros(1, self.encoder.features)
+        with torch.no_grad():
+            return {name: noise_size(head(features)) for name, head in self.heads.items()}
 
     def gaussians(self, features: Tensor) -> dict[str, TorchDistributionMixin]:
         """What the heads make of features, before it is carried to the sites' supports."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pyro.distributions as dist
 import torch
@@ -101,6 +102,12 @@ class FlowNormal(Head):
     def count(self) -> int:
         return 2 * self.numel
 
+    def inverse_fisher(self, numbers: Tensor) -> Tensor:
+        scale = soft_bound(numbers[..., self.numel :]).exp()
+        if self.scale_first:  # the location's dimensions are mixtures of the scale's: no step is too long for any
+            scale = scale.amin(-1, keepdim=True).expand(scale.shape)
+        return torch.cat([scale.square(), torch.full_like(scale, 0.5)], dim=-1)
+
     def forward(self, features: Tensor) -> TorchDistributionMixin:
         loc, raw = self.linear(features).chunk(2, dim=-1)
         parts: list[Transform] = [layer.condition(features) for layer in self.layers]  # type: ignore[operator]
@@ -161,8 +168,18 @@ class FlowTransform(Remembering):
         super().__init__()
         self.parts, self.inverts = parts, inverts
         self.loc, self.log_scale, self.scale_first = loc, log_scale, scale_first
+        # parts may run their networks as late as now: what was around the guide's run then is around these too
+        self.within: AbstractContextManager[Any] = nullcontext()
 
     def _call(self, x: Tensor) -> Tensor:
+        with self.within:
+            return self._forwards(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        with self.within:
+            return self._backwards(y)
+
+    def _forwards(self, x: Tensor) -> Tensor:
         scale = self.log_scale.exp()
         log_det = self.log_scale.sum(-1)
         if self.scale_first:
@@ -174,7 +191,7 @@ class FlowTransform(Remembering):
         self._log_det = log_det
         return self.loc + (x if self.scale_first else x * scale)
 
-    def _inverse(self, y: Tensor) -> Tensor:
+    def _backwards(self, y: Tensor) -> Tensor:
         if not self.inverts:
             names = ", ".join(sorted({type(part).__name__ for part in self.parts}))
             raise InputError(

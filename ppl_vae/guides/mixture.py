@@ -18,6 +18,7 @@ from ..errors import InputError, choose
 from ..mixtures import NormalMixture
 from ..networks import DiagonalNormals, Head, Linear
 from .base import Amortized, guides
+from .points import Points, placed
 
 __all__ = ["Mixture"]
 
@@ -91,11 +92,13 @@ class Mixture(Amortized):
 
     def forward(self, batch: Batch, **latents: Tensor) -> dict[str, Tensor]:
         features = self.encoder(batch, **latents)
-        log_weights: Tensor = self.logits(features).log_softmax(-1)  # (N, K)
-        components = self.gaussians(features)  # batch (N, K)
-        draw = self._stratified if self.estimator == "stratified" else self._reparameterized
         with pyro.plate("data", batch.size, dim=-1):
-            return draw(log_weights, components)
+            return self.draw(features)
+
+    def draw(self, features: Tensor) -> dict[str, Tensor]:
+        log_weights: Tensor = self.logits(features).log_softmax(-1)  # (N, K)
+        draw = self._stratified if self.estimator == "stratified" else self._reparameterized
+        return draw(log_weights, self.gaussians(features))  # batch (N, K)
 
     def _stratified(self, log_weights: Tensor, components: Mapping[str, Any]) -> dict[str, Tensor]:
         component = pyro.sample(
@@ -118,19 +121,31 @@ class Mixture(Amortized):
                 log_weights = log_weights + self._log_densities(name, normals, draws[name])
         return draws
 
-    def distribution(self, batch: Batch, **latents: Tensor) -> Mapping[str, TorchDistributionMixin]:
+    def of_features(self, features: Tensor) -> dict[str, TorchDistributionMixin]:
         """The mixture, where the model has one latent site.
 
         Raises:
             NotImplementedError: there are several, which a mixture makes dependent.
         """
         if len(self.heads) > 1:
-            return super(Amortized, self).distribution(batch)
-        features = self.encoder(batch, **latents)
+            raise NotImplementedError(
+                f"{type(self).__name__} has no closed-form distribution of each site: run it and use its draws"
+            )
         return {
             name: self._to_support(name, NormalMixture(self.logits(features), normals))
             for name, normals in self.gaussians(features).items()
         }
+
+    def points(self, features: Tensor, noise: Mapping[str, Tensor]) -> Points:
+        """A draw of every component at each of P, weighed by π: strata (K, P, \\*S, N)."""
+        log_weights: Tensor = self.logits(features).log_softmax(-1)
+        log_joint, values = log_weights, {}
+        for name, normals in self.gaussians(features).items():
+            # (K, P, *S, N, *event)
+            drawn = placed(self._to_support(name, normals), noise[name])
+            values[name] = drawn.movedim(-1 - len(cast(Head, self.heads[name]).event_shape), 0)
+            log_joint = log_joint + self._log_densities(name, normals, values[name])
+        return Points(values, log_joint.logsumexp(-1), log_weights.exp().movedim(-1, 0).unsqueeze(1))
 
     def _to_support(self, name: str, free: TorchDistributionMixin) -> TorchDistributionMixin:
         return cast(Head, self.heads[name]).to_support(free)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, cast
 
@@ -15,19 +14,27 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from ..batch import Batch
-from ..core import Encoder, LatentModel
-from ..errors import InputError, check_count, choose
+from ..core import Encoder, Guide, LatentModel
+from ..errors import InputError, choose
 from ..handlers import apart
 from ..networks import Head, families
+from ..options import check_options, construct, parse
 from ..weights import sample_sites, score_site
 from .base import Amortized, guides
+from .refined import Refined, check_steps
 
 __all__ = ["SemiAmortized"]
+
+LR, PARTICLES = 0.3, 2
+LR_OF_ANY, PARTICLES_OF_ANY = 0.7, 8
 
 
 @guides.register("semi-amortized")
 class SemiAmortized(Amortized):
-    r"""Amortized Gaussian refined by a few natural-gradient steps on each datum's ELBO, under the model itself.
+    r"""Amortized guide refined by a few gradient steps on each datum's ELBO, under the model itself.
+
+    Of a Gaussian, `family`, they are natural-gradient steps, told here. With `base` a guide of any other amortized
+    family is refined, as `Refined` tells: "mixture", "spline", or a guide already made, perhaps trained.
 
     From the encoder's q = N(m, S Sᵀ), S diagonal or triangular, every step is
 
@@ -61,18 +68,21 @@ class SemiAmortized(Amortized):
         model: what the guide is for. Its program is run by the guide, which does not own its parameters: copy and move
             the two together, ``copy.deepcopy((model, guide))``. A copy of the guide alone has a model of its own. With
             another model than it runs the guide is refused.
-        encoder: features of a batch.
+        encoder: features of a batch; None where `base` is a guide that has its own.
         family: of q, "mean-field" or "full-rank".
         steps: K; 0 leaves the amortized guide.
         lr: η, above 0 and up to 1; with 1 and an exact gradient the mean of a Gaussian posterior of covariance S Sᵀ is
-            met at once.
-        particles: P, points in each step's ELBO, an even number, of pairs ε and -ε.
+            met at once. None: 0.3, and 0.7 of a `base`.
+        particles: P, points in each step's ELBO, an even number, of pairs ε and -ε. None: 2, and 8 of a `base`.
         differentiate: see above.
         largest: of a step, in q's standard deviations.
+        base: what is refined in place of a Gaussian: an amortized guide, or the name of one, with options after plus
+            signs, "low-rank+rank=3".
 
     Raises:
-        InputError: numbers out of range, an odd number of points, an unknown family; a latent site shared by all data,
-            of a discrete support, or for "full-rank" whose events are no vectors.
+        InputError: numbers out of range, an odd number of points, an unknown family or base, one that cannot be refined
+            (`Refined`); a latent site shared by all data, of a discrete support, or for "full-rank" whose events are no
+            vectors.
 
     References:
         Kim et al., Semi-amortized variational autoencoders, ICML 2018 (https://arxiv.org/abs/1802.02550).
@@ -87,35 +97,39 @@ class SemiAmortized(Amortized):
     def __init__(
         self,
         model: LatentModel,
-        encoder: Encoder,
+        encoder: Encoder | None = None,
         family: Literal["mean-field", "full-rank"] = "mean-field",
         steps: int = 5,
-        lr: float = 0.3,
-        particles: int = 2,
+        lr: float | None = None,
+        particles: int | None = None,
         differentiate: bool = False,
         largest: float = 1.0,
+        base: str | Amortized | None = None,
     ) -> None:
         if family not in families:
             raise choose("family", family, families)
-        check_count("steps", steps, least=0)
-        check_count("particles", particles)
-        if particles % 2:
-            raise InputError(
-                f"particles={particles} must be an even number: points come in pairs of ε and -ε, without which the "
-                "gradient by the mean is biased"
-            )
-        for argument, size, most in (("lr", lr, 1.0), ("largest", largest, math.inf)):
-            number = isinstance(size, int | float) and not isinstance(size, bool)
-            if not (number and math.isfinite(size) and 0 < size <= most):
-                wanted = "above 0" if most == math.inf else "above 0 and up to 1, a whole natural-gradient step"
-                raise InputError(f"{argument}={size!r} must be a number {wanted}")
-        super().__init__(model, encoder, families[family])
+        if base is not None and family != "mean-field":
+            raise InputError(f"family={family!r} and base={_name(base)!r} each say what is refined; give one of them")
+        lr = lr if lr is not None else LR if base is None else LR_OF_ANY
+        particles = particles if particles is not None else PARTICLES if base is None else PARTICLES_OF_ANY
+        self.refined: Refined | None = None
+        if base is not None:
+            Guide.__init__(self)
+            self.refined = Refined(model, _made(base, model, encoder), steps, lr, particles, differentiate, largest)
+            self.sites, self.scores_given = self.refined.sites, self.refined.scores_given
+        else:
+            check_steps(steps, lr, particles, largest)
+            if encoder is None:
+                raise InputError(
+                    "encoder=None: give the encoder whose answer is refined, or a guide that has one, base"
+                )
+            super().__init__(model, encoder, families[family])
+            numbers = sum(head.numel for head in self._heads().values())
+            self.register_buffer("signs", _signs(steps, particles, numbers))
+            self.covered = min(1.0, (particles + 1) // 2 / _size(numbers))
         self.family, self.steps, self.lr, self.largest = family, steps, float(lr), float(largest)
         self.differentiate = differentiate
         self._model = (model,)  # in a tuple: run, but neither moved nor saved with the guide
-        numbers = sum(head.numel for head in self._heads().values())
-        self.register_buffer("signs", _signs(steps, particles, numbers))
-        self.covered = min(1.0, (particles + 1) // 2 / _size(numbers))
 
     @property
     def follows_model(self) -> bool:
@@ -125,7 +139,13 @@ class SemiAmortized(Amortized):
     def runs(self) -> LatentModel:
         return self._model[0].whole
 
+    def forward(self, batch: Batch, **latents: Tensor) -> dict[str, Tensor]:
+        draws: dict[str, Tensor] = (super().forward if self.refined is None else self.refined)(batch, **latents)
+        return draws
+
     def distribution(self, batch: Batch, **latents: Tensor) -> Mapping[str, TorchDistributionMixin]:
+        if self.refined is not None:
+            return self.refined.distribution(batch, **latents)
         features = self.encoder(batch, **latents)
         heads = self._heads()
         start = {name: _Gaussian.of(q, heads[name]) for name, q in self.gaussians(features).items()}
@@ -181,7 +201,39 @@ class SemiAmortized(Amortized):
         return total.mean(0)
 
     def extra_repr(self) -> str:
+        if self.refined is not None:
+            return ""
         return f"family={self.family!r}, steps={self.steps}, lr={self.lr:g}, differentiate={self.differentiate}"
+
+
+def _name(base: str | Amortized) -> str:
+    return base if isinstance(base, str) else type(base).__name__
+
+
+def _made(base: str | Amortized, model: LatentModel, encoder: Encoder | None) -> Amortized:
+    """The guide itself, or one by name, as "low-rank+rank=3"."""
+    if not isinstance(base, str):
+        if encoder is not None:
+            raise InputError(f"base is a {_name(base)}, which has an encoder of its own: leave encoder out")
+        return base
+    name, options = parse("base", base.replace("+", ":"))
+    if name not in guides:
+        raise choose("base", name, [each for each in guides if _is_amortized(guides.get(each))])
+    part = guides.get(name)
+    if not _is_amortized(part):
+        raise InputError(f"base={name!r} is no amortized guide whose heads' answers could be refined")
+    if encoder is None:
+        raise InputError(f"encoder=None: base={base!r} is made of one")
+    return cast(
+        "Amortized",
+        construct(
+            "base", name, part, model, encoder, options=check_options("base", name, part, options, ("model", "encoder"))
+        ),
+    )
+
+
+def _is_amortized(part: type[Guide]) -> bool:
+    return issubclass(part, Amortized) and part.density and part is not SemiAmortized
 
 
 class _Gaussian(NamedTuple):
