@@ -43,7 +43,8 @@ def by_hand(
     model: LatentModel, guide: guides.MeanField, noise: Tensor, lr: float, batch: Batch
 ) -> tuple[Tensor, Tensor]:
     """loc and scale of one datum after one step, from the definition: F⁻¹ ∇L by the head's numbers at the first noise,
-    no longer than 1, and the vertex of the parabola through the ELBO here, its slope, and the ELBO there, at the second."""
+    no longer than 1, and the vertex of the parabola through the ELBO here, its slope, and the ELBO there, at the
+    second noise."""
     start = guide.heads["z"].linear(guide.encoder(batch))[0].detach()
     way, length = noise
     size = noise.shape[-1]
