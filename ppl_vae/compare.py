@@ -348,13 +348,15 @@ class Comparison:
             asked.column_names,
         )
 
-    def _draw_latent(self) -> Figure:
+    def _draw_latent(self) -> Figure | None:
         from . import plots
 
         test, seed = self.test, self.recipe.seed
         found = {name: encode(model, guide, test, seed=seed).means for name, (model, guide) in self._pairs().items()}
-        codes = {name: torch.cat([m.flatten(1) for m in means.values()], 1) for name, means in found.items()}
         sites = list(dict.fromkeys(site for means in found.values() for site in means))
+        if not sites:  # all latents are discrete, or shared
+            return None
+        codes = {name: torch.cat([m.flatten(1) for m in means.values()], 1) for name, means in found.items()}
         what = "Latent space" if len(sites) == 1 else f"Latent space of {', '.join(sites)} together"
         title = self._title(what, f"{self.recipe.model} on {test.description}")
         return plots.latent_space(codes, test.y, test.class_names, title)

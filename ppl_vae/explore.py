@@ -35,7 +35,7 @@ from .evaluate.latents import count_active, encode, latent_sites
 from .labels import hide_labels
 from .networks import Condition
 from .plots import save, subscript
-from .priors import StandardNormal
+from .priors import StandardNormal, prior_of
 from .report import finite, plus_minus, replacing, write_results
 from .weights import Program
 
@@ -251,7 +251,7 @@ class _Here:
         names = draw.axis_names(plane, size, site)
         self._ways(result, site, codes, end)
         self._dimensions(result, site, codes, end)
-        normal = isinstance(getattr(self.model, "prior", None), StandardNormal)
+        normal = isinstance(prior_of(self.model), StandardNormal)
         normal = normal and not self.model.latents[site].parents
         standard = normal and size <= 2
         points, places = manifold(codes, 16 if len(self.spec.shape) == 3 else 33, standard=standard)

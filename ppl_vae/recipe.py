@@ -40,7 +40,7 @@ from .models import models
 from .networks import Condition
 from .objectives import Objective
 from .options import parse
-from .priors import bind
+from .priors import bind, prior_of
 from .renewal import renewed
 from .runs import model_weights, run_config
 from .threads import few_threads
@@ -394,7 +394,7 @@ def _build(
         condition = getattr(model, "condition", None)
         encoder = build_encoder(pair, train, condition if isinstance(condition, Condition) else None)
     if given.weights is not None:
-        if getattr(getattr(model, "prior", None), "of_guide", False):
+        if getattr(prior_of(model), "of_guide", False):
             run = source or "RUN"
             raise InputError(
                 f"the model that is taken over has prior={pair.prior_label!r}, which is made of its own guide: with "

@@ -25,8 +25,8 @@ from ppl_vae.data import DataSet, load
 from ppl_vae.diagnose import from_netcdf, summary
 from ppl_vae.diagnose._arviz import groups_of
 from ppl_vae.errors import InputError
-from ppl_vae.guides import LowRank, MeanField, guides
-from ppl_vae.models import VAE
+from ppl_vae.guides import Exact, LowRank, MeanField, guides
+from ppl_vae.models import VAE, GaussianMixture
 from ppl_vae.recipe import prepare
 from ppl_vae.results import check_target
 from ppl_vae.runs import load_weights, open_run
@@ -775,6 +775,33 @@ def test_the_picture_of_several_latents_names_them() -> None:
     comparison = compare("hierarchical-vae", guides=["mean-field"], **TINY)
     title = comparison.figures()["latent"].get_suptitle()
     assert " of z2, z1 together" in title
+
+
+def test_a_gaussian_mixture_without_prior_is_compared() -> None:
+    """log p(x) and both bounds of one mixture, whose posterior one guide has: the other falls short by its KL."""
+    torch.manual_seed(0)
+    mixture = GaussianMixture(3, 2)
+    one = compare(
+        None,
+        {"exact": lambda model: Exact(model), "enumerated": "enumerated"},
+        "pinwheel",
+        fix_decoder=mixture,
+        hidden=(4,),
+        epochs=1,
+        eval_particles=2,
+    )
+    exact, enumerated = one["exact"].evaluation, one["enumerated"].evaluation
+    assert exact is not None
+    assert enumerated is not None
+    test = one.test.batch().x
+    assert test is not None
+    for found in (exact, enumerated):
+        torch.testing.assert_close(
+            found.log_marginal.log_px.float(), mixture.log_prob(test).detach(), rtol=1e-4, atol=1e-4
+        )
+    torch.testing.assert_close(exact.bound.elbo, exact.log_marginal.log_px, rtol=1e-4, atol=1e-4)
+    assert bool((enumerated.bound.elbo < exact.bound.elbo + 1e-4).all())
+    assert "latent" not in one.figures()
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Priors p(z), parts that any model takes, one file each."""
 
 from .autoregressive import Autoregressive
-from .base import Prior, bind, prior_site, priors, replace_prior
+from .base import Prior, bind, prior_of, prior_site, priors, replace_prior
 from .flow import Flow
 from .mixture import Mixture
 from .standard_normal import StandardNormal
@@ -15,6 +15,7 @@ __all__ = [
     "StandardNormal",
     "Vamp",
     "bind",
+    "prior_of",
     "prior_site",
     "priors",
     "replace_prior",

@@ -11,7 +11,7 @@ from ..core import Conditional, Guide, LatentModel, plain_support
 from ..errors import InputError, check_count
 from ..registry import Registry
 
-__all__ = ["Prior", "bind", "prior_site", "priors", "replace_prior"]
+__all__ = ["Prior", "bind", "prior_of", "prior_site", "priors", "replace_prior"]
 
 
 class Prior(Conditional):
@@ -38,13 +38,20 @@ class Prior(Conditional):
 priors: Registry[type[Prior]] = Registry("prior")
 
 
+def prior_of(model: object) -> nn.Module | None:
+    """The module that is a model's `prior`. (Of a mixture `prior` is a distribution of its parameters, and an error
+    where there is none.)"""
+    prior: nn.Module | None = getattr(model, "_modules", {}).get("prior")
+    return prior
+
+
 def prior_site(model: nn.Module) -> str:
     """The latent site that a model's `prior` is of: the first one without parents that has its events.
 
     Raises:
         InputError: a model that takes no prior.
     """
-    prior = getattr(model, "prior", None)
+    prior = prior_of(model)
     latents = getattr(model, "latents", {})
     if isinstance(prior, Conditional):
         for name, spec in latents.items():
@@ -77,7 +84,7 @@ def bind(model: nn.Module, guide: nn.Module) -> None:
     Raises:
         InputError: a guide that such a prior cannot be made of.
     """
-    prior = getattr(model, "prior", None)
+    prior = prior_of(model)
     if isinstance(prior, Prior) and prior.of_guide:
         if not isinstance(guide, Guide):
             raise InputError(f"prior={type(prior).__name__} is made of a Guide; {type(guide).__name__} is none")
