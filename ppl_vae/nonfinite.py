@@ -38,6 +38,8 @@ def first_bad(pair: Trained, batch: Batch) -> str:
             return f"batch.{name}"
     if (parameter := first_bad_parameter(pair)) is not None:
         return parameter
+    if (own := pair.objective.first_bad(pair.model, batch)) is not None:
+        return own
     outputs: list[str] = []
     # leaves alone: a module's output is bad after its part's was
     hooks = [

@@ -1,8 +1,24 @@
 """Models whose density is known up to its normalizer: p(x) ∝ exp(-E(x))."""
 
 from .contrastive import ContrastiveDivergence
+from .langevin import Chain, ChainError, langevin
+from .likelihood import LangevinLikelihood
+from .model import EnergyModel
 from .no_latents import NoLatents
 from .partition import LogPartition, log_partition_ais
 from .rbm import RBM
+from .unnormalized import Unnormalized
 
-__all__ = ["RBM", "ContrastiveDivergence", "LogPartition", "NoLatents", "log_partition_ais"]
+__all__ = [
+    "RBM",
+    "Chain",
+    "ChainError",
+    "ContrastiveDivergence",
+    "EnergyModel",
+    "LangevinLikelihood",
+    "LogPartition",
+    "NoLatents",
+    "Unnormalized",
+    "langevin",
+    "log_partition_ais",
+]

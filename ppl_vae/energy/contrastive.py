@@ -80,6 +80,9 @@ class ContrastiveDivergence(Objective):
             logs = {"pseudo_log_likelihood": _pseudo(model, v, ours), "free_energy_gap": theirs - ours}
         return Terms(ours - theirs, logs)
 
+    def first_bad(self, model: Program, batch: Batch) -> str:
+        return "the free energy of the data or of the chains"
+
     def _data(self, model: Program, args: tuple[Any, ...]) -> Tensor:
         if not isinstance(model, RBM):
             raise InputError(f"ContrastiveDivergence trains an RBM; got a {type(model).__name__}")

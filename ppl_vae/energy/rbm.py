@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import ClassVar
-
 import pyro
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
 from ..batch import Batch
 from ..errors import InputError, check_count
+from .unnormalized import Unnormalized
 
 __all__ = ["RBM"]
 
@@ -130,8 +126,11 @@ class RBM(nn.Module):
         """The Pyro program p(x): x is observed, or where `batch.x` is None drawn by 1,000 sweeps of Gibbs sampling."""
         x = batch.x
         with pyro.plate("data", batch.size, dim=-1):
-            flat: Tensor = pyro.sample("x", _Visible(self), obs=None if x is None else x.flatten(1))
+            flat: Tensor = pyro.sample("x", self._site(), obs=None if x is None else x.flatten(1))
         return flat if x is None else x
+
+    def _site(self) -> Unnormalized:
+        return Unnormalized(self.log_prob, self.sample, (self.visible,), constraints.boolean)
 
     @torch.no_grad()
     def sample(self, count: int, sweeps: int = 1000, start: Tensor | None = None) -> Tensor:
@@ -142,27 +141,6 @@ class RBM(nn.Module):
 
     def extra_repr(self) -> str:
         return f"visible={self.visible}, hidden={self.hidden}"
-
-
-class _Visible(TorchDistribution):
-    """p(v) as a distribution."""
-
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-    support = constraints.independent(constraints.boolean, 1)
-
-    def __init__(self, machine: RBM, batch_shape: torch.Size = torch.Size(), validate_args: bool | None = None) -> None:
-        self.machine = machine
-        super().__init__(batch_shape, torch.Size([machine.visible]), validate_args=validate_args)
-
-    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> _Visible:
-        return _Visible(self.machine, torch.Size(batch_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.machine.log_prob(value).expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        shape = self._extended_shape(torch.Size(sample_shape))
-        return self.machine.sample(math.prod(shape[:-1])).reshape(shape)
 
 
 def binary_states(size: int) -> Tensor:

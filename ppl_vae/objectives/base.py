@@ -11,6 +11,7 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..batch import Batch
 from ..core import LatentModel, LatentSpec
 from ..errors import InputError, check_count
 from ..registry import Registry
@@ -108,6 +109,11 @@ class Objective(PyroELBO, nn.Module):
         and not by the pair's optimizer, in the same step: torch's, made anew at every call. Called once by
         `CompiledSVI` and `fit`, with the pair."""
         return ()
+
+    def first_bad(self, model: Program, batch: Batch) -> str | None:
+        """Where a loss that is no number came from, in words, where an objective knows better than one who looks at
+        guide and model in turn; None where it does not."""
+        return None
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Σ over the batch of the loss, in nats; a tensor to call `backward` on."""
