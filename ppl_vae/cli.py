@@ -817,6 +817,7 @@ def sample(
     from .conditions import conditions
     from .evaluate import sample as generate
     from .evaluate import sample_styles
+    from .evaluate.generation import sharing
     from .report import refuse_existing
 
     target = out or run / "samples.png"
@@ -830,7 +831,8 @@ def sample(
         count = TABLE_ROWS
     asked = conditions(opened.model, count, opened.spec.class_names, label, context)
     if asked.per_row is None:
-        made = generate(opened.model, asked.batch, seed=seed)
+        # what all data share was learnt by the guide
+        made = generate(opened.model, asked.batch, guide=sharing(opened.guide), seed=seed)
     else:  # a column a class, a row a style
         made = sample_styles(opened.model, asked.batch, asked.per_row, seed=seed)
     drawn = table if draw is None else draw
@@ -840,7 +842,8 @@ def sample(
     else:
         of = "" if label is None else f" of class {label}"
         kind = "x ~ p(x | z)" if drawn else "E[x | z]"
-        title = f"Samples{of}, {kind}, z ~ prior: {opened.pair.model} on {opened.spec.description}"
+        prior = "z ~ prior" if sharing(opened.guide) is None else "z ~ prior, what all share ~ guide"
+        title = f"Samples{of}, {kind}, {prior}: {opened.pair.model} on {opened.spec.description}"
         figure = plots.samples(
             {opened.pair.guide_label: x},
             opened.spec,

@@ -26,6 +26,7 @@ from .data import DataSet, DataSplits, split
 from .display import Display, display, make_console
 from .errors import InputError, check_count, choose
 from .evaluate import Estimate, Evaluation, encode, evaluate, reconstruct, sample, sample_styles
+from .evaluate.generation import sharing
 from .fit import FitResult
 from .fixed import FIRST, Fixed, fixed_by
 from .folder import read_run
@@ -326,22 +327,27 @@ class Comparison:
 
         test, spec = self.test, _spec(self.ingredients)
         table = len(test.shape) == 1
-        models = {name: model for name, (model, _) in self._pairs().items()}
-        if self.fixed is not None:
-            models = {self.recipe.model: next(iter(models.values()))}
-        first = next(iter(models.values()))
+        pairs = self._pairs()
+        first = next(iter(pairs.values()))[0]
+        # a model's own latents that all data share are drawn by the guide, which has learnt them
+        learnt = any(sharing(guide) is not None for _, guide in pairs.values())
+        if self.fixed is not None and not learnt:
+            pairs = {self.recipe.model: next(iter(pairs.values()))}
         asked = conditions(first, _TABLE_SAMPLES if table else None, spec.class_names, context=test.context)
         seed, across = self.recipe.seed, asked.per_row
         made = {
-            name: sample(model, asked.batch, seed=seed)
+            name: sample(model, asked.batch, guide=sharing(guide), seed=seed)
             if across is None
             else sample_styles(model, asked.batch, across, seed=seed)
-            for name, model in models.items()
+            for name, (model, guide) in pairs.items()
         }
         return plots.samples(
             {name: s.draw if table else s.mean for name, s in made.items()},
             spec,
-            self._title(f"{'Samples x' if table else 'Samples E[x | z]'}, z ~ prior", self.data),
+            self._title(
+                f"Samples {'x' if table else 'E[x | z]'}, z ~ prior{', what all share ~ guide' if learnt else ''}",
+                self.data,
+            ),
             self.ingredients.data.train.fixed().batch().x if table else None,
             test.columns,
             asked.per_row,

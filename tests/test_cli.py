@@ -22,7 +22,7 @@ from ppl_vae.checkpoint import Checkpoints
 from ppl_vae.cli import DEBUG, app
 from ppl_vae.data import data_sets, load
 from ppl_vae.diagnose import from_netcdf
-from ppl_vae.evaluate import encode
+from ppl_vae.evaluate import encode, sample
 from ppl_vae.guides import guides
 from ppl_vae.likelihoods import likelihoods
 from ppl_vae.models import models
@@ -875,6 +875,15 @@ def test_a_model_with_the_guides_own_prior_is_trained_and_cannot_be_held(folder:
     ).message.replace(str(folder) + "/", "")
     refused = call("train", "--data", table, "--prior", "vamp", "--guide", "semi-amortized", "--out", "no", *SMALL)
     assert "SemiAmortized runs the model to find its q" in refused.message
+
+
+def test_samples_have_what_all_data_share_from_the_guide(folder: Path) -> None:
+    table = write_table(folder / "cells.csv")
+    good("train", "--data", table, "--model", "bayesian-decoder", "--out", "run", *SMALL)
+    good("sample", "run", "-n", "5", "--seed", "3", "--out", "drawn.npz")
+    run = open_run("run")
+    wanted = sample(run.model, 5, guide=run.guide, seed=3).draw
+    np.testing.assert_array_equal(np.load("drawn.npz")["x"], wanted)
 
 
 def test_diagnose_writes_a_page_numbers_and_draws(digits_run: Path) -> None:

@@ -61,8 +61,8 @@ def sample(model: Program, batch: int | Batch, *, guide: Guide | None = None, se
         with evaluation(model, seed=seed, device=device):
             trace: Any = poutine.trace(model).get_trace(generation(batch))
             return Samples(_x_mean(trace).cpu(), trace.nodes["x"]["value"].cpu())
-    shared = getattr(guide, "shared", None)
-    if not isinstance(shared, Guide):
+    shared = getattr(guide, "draw_shared", None)
+    if shared is None:
         raise InputError(f"guide={type(guide).__name__} has no latents that all data share; leave it out")
     means: list[Tensor] = []
     draws: list[Tensor] = []
@@ -77,6 +77,11 @@ def sample(model: Program, batch: int | Batch, *, guide: Guide | None = None, se
             for into, x in ((means, _x_mean(trace)), (draws, trace.nodes["x"]["value"])):
                 into.append(x.expand(stop - start, 1, *trace.nodes["x"]["fn"].event_shape).squeeze(1).cpu())
     return Samples(torch.cat(means), torch.cat(draws))
+
+
+def sharing(guide: object) -> Guide | None:
+    """The guide itself where it draws latents that all data share, as `sample` takes it."""
+    return guide if isinstance(guide, Guide) and hasattr(guide, "draw_shared") else None
 
 
 def sample_styles(model: Program, batch: Batch, classes: int, *, seed: int) -> Samples:

@@ -166,6 +166,11 @@ class Combined(Guide):
         draws |= self.local(batch, **{name: draws[name] for name in self.given})
         return {name: draws[name] for name in self.sites}
 
+    def draw_shared(self, batch: Batch) -> dict[str, Tensor]:
+        """The latents that all data share, drawn alone."""
+        draws: dict[str, Tensor] = self.shared(batch)
+        return draws
+
     def distribution(self, batch: Batch) -> Mapping[str, TorchDistributionMixin]:
         if self.given:
             return super().distribution(batch)

@@ -134,6 +134,10 @@ class Structured(Guide):
         """q(π), and q(μ, Σ) of the components."""
         return from_free(self.shared)
 
+    def draw_shared(self, batch: Batch) -> dict[str, Tensor]:
+        """π, μ and Σ, drawn alone."""
+        return draw_shared(*self.posterior())
+
     @torch.no_grad()
     def set_posterior(self, weights: Dirichlet, normals: NormalInverseWishart) -> None:
         """Make q(π, μ, Σ) this one."""

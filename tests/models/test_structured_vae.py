@@ -436,6 +436,31 @@ def test_by_name() -> None:
     assert sample(model, 6, seed=0).draw.shape == (6, 2)
 
 
+class Itself(torch.nn.Module):
+    """A decoder that leaves z as it is."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z.unsqueeze(-2)
+
+
+def test_samples_are_of_the_mixture_that_was_learnt() -> None:
+    """Each of its own draw of what all share: mean and second moments of x = z + noise, under q(π, μ, Σ)."""
+    model = models.StructuredVAE(Itself(), likelihoods.Gaussian((D,)), D, C).double()
+    guide = guides.Structured(model, networks.encoder("mlp", (D,), (3,))).double()
+    weights, normals = some_shared()
+    guide.set_posterior(weights, normals)
+    count = 20_000
+    x = sample(model, count, guide=guide, seed=0).draw
+    mean = weights.mean @ normals.mean
+    # of a component E[Σ] + Cov[μ] = E[Σ] (1 + 1/κ)
+    spread = normals.psi / (normals.nu - D - 1)[:, None, None] * (1.0 + 1.0 / normals.kappa)[:, None, None]
+    outer = normals.mean.unsqueeze(-1) * normals.mean.unsqueeze(-2) + spread
+    second = (weights.mean[:, None, None] * outer).sum(0) + torch.eye(D, dtype=torch.float64)
+    products = x.unsqueeze(-1) * x.unsqueeze(-2)
+    for values, wanted in ((x, mean), (products, second)):  # 6 numbers: false alarms 1 in 2,600
+        assert bool(((values.mean(0) - wanted).abs() < 4 * values.std(0) / math.sqrt(count)).all())
+
+
 def test_it_starts_at_principal_components() -> None:
     """Their place by a singular value decomposition, the width as told, and a decoder that has learnt to read them."""
     model, guide = pair(latent=5)
