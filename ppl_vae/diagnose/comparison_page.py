@@ -19,6 +19,7 @@ from .page_parts import (
     sentence,
     table,
     verdict_list,
+    words,
 )
 from .vector import Palette
 
@@ -110,7 +111,7 @@ def _headlines(diagnoses: Mapping[str, Diagnosis], anchors: Mapping[str, str]) -
         state = f"{count} fault{'s' if count != 1 else ''}" if each.findings else "No answer"
         items.append(
             f'<li class="{tone}"><p class="state"><a href="#{anchors[guide]}">{escape(guide)}</a> · {state}</p>'
-            f"<p>{escape(each.headline())}</p></li>"
+            f"<p>{words(each.headline())}</p></li>"
         )
     return '<ul class="verdicts">\n' + "\n".join(items) + "\n</ul>"
 

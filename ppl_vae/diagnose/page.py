@@ -16,6 +16,7 @@ from .page_parts import (
     table,
     verdict_list,
     verdict_table,
+    words,
 )
 from .vector import Palette
 
@@ -65,7 +66,7 @@ def _verdict(diagnosis: Diagnosis, anchors: Mapping[str, str]) -> str:
     verdicts = diagnosis.verdicts()
     graver = [verdict for verdict in verdicts if verdict.fault is not False]
     rest = [verdict for verdict in verdicts if verdict.fault is False]
-    parts = ['<h2 id="verdict">Verdict</h2>', f'<p class="lead">{escape(diagnosis.headline())}</p>']
+    parts = ['<h2 id="verdict">Verdict</h2>', f'<p class="lead">{words(diagnosis.headline())}</p>']
     parts.append(verdict_list(graver, anchors))
     if rest:
         one = f"{len(rest)} verdict{'s' if len(rest) > 1 else ''} without a fault"

@@ -26,6 +26,7 @@ __all__ = [
     "table",
     "verdict_list",
     "verdict_table",
+    "words",
 ]
 
 STATE = {True: "Fault", None: "Cannot be told", False: "No fault"}
@@ -157,10 +158,15 @@ def sentence(text: str) -> str:
     return (text[:1].upper() + text[1:] if first else text) + stop
 
 
+def words(text: str) -> str:
+    """Text as HTML, in which no line ends within "p(z | x)" or before an error."""
+    return escape(text).replace(" | ", "&nbsp;|&nbsp;").replace(" ± ", "&nbsp;±&nbsp;")
+
+
 def paragraph(text: str, kind: str = "") -> str:
     """Text as a paragraph of a class."""
     named = f' class="{kind}"' if kind else ""
-    return f"<p{named}>{escape(text)}</p>"
+    return f"<p{named}>{words(text)}</p>"
 
 
 def number(value: float) -> str:
@@ -194,11 +200,11 @@ def verdict_list(verdicts: Iterable[Verdict], names: Mapping[str, str] | None = 
         said = verdict.speaks_of == "these data" or verdict.speaks_of in verdict.says
         about = "" if said else f" It speaks of {escape(verdict.speaks_of)}."
         advice = (
-            f'<p class="try"><b>Try:</b> {escape(sentence(verdict.advice))}</p>' if advised and verdict.advice else ""
+            f'<p class="try"><b>Try:</b> {words(sentence(verdict.advice))}</p>' if advised and verdict.advice else ""
         )
         items.append(
             f'<li class="{CLASS[verdict.fault]}"><p class="state">{STATE[verdict.fault]}{of}</p>'
-            f"<p>{escape(sentence(verdict.says))}{about}</p>{advice}</li>"
+            f"<p>{words(sentence(verdict.says))}{about}</p>{advice}</li>"
         )
     return '<ul class="verdicts">\n' + "\n".join(items) + "\n</ul>" if items else ""
 
@@ -251,7 +257,7 @@ def figure(picture: Picture, prefix: str, palette: Palette) -> str:
     # a box that may scroll must be reached by the keyboard, and have a name
     return (
         f'<figure><div class="plot" tabindex="0" role="group" aria-label="{escape(picture.caption[:80])}">'
-        f"{inline_svg(picture, prefix, palette)}</div>\n<figcaption>{escape(picture.caption)}</figcaption></figure>"
+        f"{inline_svg(picture, prefix, palette)}</div>\n<figcaption>{words(picture.caption)}</figcaption></figure>"
     )
 
 

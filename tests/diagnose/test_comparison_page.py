@@ -8,6 +8,7 @@ from made_findings import BAD_NAME, Made
 
 from ppl_vae.diagnose import Diagnosis, Picture
 from ppl_vae.diagnose.comparison_page import comparison_page
+from ppl_vae.diagnose.page_parts import words
 
 
 def page(faults: dict[str, list[bool | None]], drawable: bool = False) -> str:
@@ -38,6 +39,10 @@ def test_every_guide_has_its_verdicts_and_figures() -> None:
     assert '<p class="lead">No fault was found of full-rank; of the others more were.</p>' in text
     assert "<p>The posterior is too narrow in dimensions 2 and 5.</p>" in text
     assert 'class="state fine">No fault</span> 0.12' in text
+
+
+def test_no_line_ends_within_a_formula() -> None:
+    assert words("KL(q ‖ p(z | x)) is 0.1 ± 0.2 <b>") == "KL(q ‖ p(z&nbsp;|&nbsp;x)) is 0.1&nbsp;±&nbsp;0.2 &lt;b&gt;"
 
 
 def test_who_has_the_fewest_faults() -> None:
