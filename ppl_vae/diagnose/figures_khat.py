@@ -26,7 +26,7 @@ def all_khats(found: KHat) -> Picture:
 
     khat = found.khat.numpy()
     finite = khat[np.isfinite(khat)]
-    figure = figure_of(7.5, 3.8)
+    figure = figure_of(7.0, 4.2)
     axis = figure.subplots()
     place = np.arange(len(khat))
     top = max(1.0, finite.max(initial=0.0)) + 0.1
@@ -50,7 +50,7 @@ def all_khats(found: KHat) -> Picture:
     axis.set_xlabel("datum")
     axis.set_ylabel("k-hat")
     axis.set_ylim(bottom - 0.05, top + 0.05)
-    figure.legend(loc="outside right upper", frameon=False, title="k-hat", markerscale=1.6)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, markerscale=1.6)
     wrapped_title(figure, f"k-hat of {found.particles} weights a datum\n{found.data}")
     largest = f"{finite.max():.2f}" if len(finite) else "not finite"
     counts = ", ".join(f"{bands[band]} {says[band]}" for band in where if bands[band])

@@ -147,7 +147,7 @@ class InferenceGap:
             part = f"{100 * share:.0f}% of the" if 0 <= share <= 1 else f"of {parts['total'].mean:.3g} nats of"
             share_text = f"{part} gap between log p(x) and the ELBO"
             least, why = (" or more", "; log p(x) is a lower bound") if name == "approximation" else ("", "")
-            says = f"{whose} leaves {each.mean:.3g} ± {each.se:.2g} nats a datum{least} ({share_text}{why})"
+            says = f"{whose} leaves a gap of {each.mean:.3g} ± {each.se:.2g} nats a datum{least} ({share_text}{why})"
             found.append(
                 Verdict(
                     check=f"{name} gap",

@@ -75,10 +75,10 @@ def test_the_verdicts_name_the_family_and_the_encoder() -> None:
     encoder = inference_gap(model, guide, x, **QUICK)
     said = {each.check: each for each in family.verdicts()}
     assert said["approximation gap"].fault is True
-    assert "the family of q leaves 0.3" in said["approximation gap"].says
+    assert "the family of q leaves a gap of 0.3" in said["approximation gap"].says
     first, second = encoder.verdicts()
     assert (first.check, first.fault) == ("amortization gap", True)
-    assert first.says.startswith("the encoder leaves 0.6")
+    assert first.says.startswith("the encoder leaves a gap of 0.6")
     assert "encoder" in first.advice
     assert (second.check, second.fault, second.advice) == ("approximation gap", False, "")
 
