@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import re
-import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +17,13 @@ from torch.utils import _pytree as pytree
 from .batch import Batch
 from .errors import InputError
 from .isolation import swapped, untouched
+from .lifted import Place, places_of
 from .replay import Replay
+from .tracing import Backend, Graph, compile_flat, explain
 from .updates import Rule, bind_state, rule_for
 from .validation import validation
 
-__all__ = ["Backend", "CompileReport", "CompileWarning", "CompiledFunction", "CompiledStep", "Graph"]
-
-Backend = Literal["inductor", "graph", "none"]
-"""How a traced graph is run: compiled; operation by operation, to test what was traced; or not traced at all."""
+__all__ = ["CompileReport", "CompileWarning", "CompiledFunction", "CompiledStep"]
 
 MAX_GRAPHS = 8
 """Shapes for which graphs are made; further ones run eagerly, and the report says so."""
@@ -37,20 +31,6 @@ MAX_GRAPHS = 8
 
 class CompileWarning(UserWarning):
     """Something runs eagerly that was to be compiled."""
-
-
-@dataclass
-class Graph:
-    """One compiled graph: what it was made for, its size and what it cost; `captured` says whether it is replayed as
-    one CUDA graph, `written` which of its inputs it updates in place."""
-
-    inputs: str
-    nodes: int
-    trace_seconds: float
-    compile_seconds: float
-    calls: int = 0
-    captured: bool = False
-    written: tuple[int, ...] = field(default=(), repr=False)
 
 
 @dataclass
@@ -89,11 +69,21 @@ class CompileReport:
 class _Compiler:
     """Traces functions of flat tensor lists and compiles them; keeps one graph for each kind of input."""
 
-    def __init__(self, what: str, backend: Backend) -> None:
+    def __init__(self, what: str, backend: Backend, root: nn.Module) -> None:
         self.what = what
         self.backend = backend
+        self.root = root
         self.report = CompileReport()
         self.calls: dict[Any, tuple[Callable[..., Any], Graph] | None] = {}
+        self.places: list[Place] = []
+        self.version = 0
+
+    def current(self) -> int:
+        """A part of each key: a number that is another one once a tensor that a program held was replaced."""
+        if self.places and any(look() is not item for look, item in self.places):
+            self.version += 1
+            self.places = []
+        return self.version
 
     def get(
         self, key: Any, leaves: Sequence[Any], make: Callable[[], tuple[Callable[..., Any], list[Tensor]]]
@@ -104,7 +94,8 @@ class _Compiler:
         if len([c for c in self.calls.values() if c is not None]) >= MAX_GRAPHS:
             self.fallback(
                 f"more than {MAX_GRAPHS} shapes of input: those after the first {MAX_GRAPHS} are not compiled (a "
-                "Python number that changes is another input each time; give it as a tensor)"
+                "Python number that changes is another input each time; give it as a tensor, and change in place what "
+                "a program holds)"
             )
             return None  # not kept: there may be one for every step
         self.notice_numbers(key)
@@ -113,6 +104,7 @@ class _Compiler:
         try:
             made = compile_flat(function, flat, describe(leaves), self.backend, self.report.notes)
             self.report.graphs.append(made[1])
+            self.places += places_of(self.root, made[1].held)
         except Exception as error:  # whatever tracing or compiling may raise, the step can still run
             self.fallback(f"{explain(error)}")
         self.calls[key] = made
@@ -133,124 +125,11 @@ class _Compiler:
                 )
                 return
 
-    def fallback(self, reason: str) -> None:
+    def fallback(self, reason: str, how: str = "runs eagerly") -> None:
+        """Note and warn, once, of what does not run as it was to."""
         if reason not in self.report.fallbacks:
             self.report.fallbacks.append(reason)
-            warnings.warn(f"{self.what} runs eagerly: {reason}", CompileWarning, stacklevel=4)
-
-
-def compile_flat(
-    function: Callable[..., tuple[Tensor, ...]],
-    flat: Sequence[Tensor],
-    inputs: str,
-    backend: Backend = "inductor",
-    notes: list[str] | None = None,
-) -> tuple[Callable[..., Any], Graph]:
-    """Trace a function of tensors on stand-ins without data, and compile its graph.
-
-    Stand-ins make a branch on a tensor's value an error, where real tensors would freeze the branch taken. Updates
-    in place of the inputs are kept. `notes` are added to.
-    """
-    from torch._subclasses import FakeTensorMode
-    from torch.fx.experimental.proxy_tensor import make_fx
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-    written: list[int] = []
-
-    def watched(*tensors: Tensor) -> tuple[Tensor, ...]:
-        before = [t._version for t in tensors]
-        out = function(*tensors)
-        written.extend(k for k, (t, version) in enumerate(zip(tensors, before, strict=True)) if t._version != version)
-        return out
-
-    started = time.perf_counter()
-    with validation(False), torch.enable_grad():
-        graph = make_fx(watched, tracing_mode="fake")(*flat)
-    _drop_profiler_marks(graph)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    traced = time.perf_counter()
-    nodes = sum(1 for node in graph.graph.nodes if node.op == "call_function")
-    if backend == "graph":
-        return graph, Graph(inputs, nodes, traced - started, 0.0, written=tuple(written))
-    from torch import _inductor  # as a name of its own: `import torch._inductor` would make `torch` a local one
-    from torch._inductor import config
-
-    # at its first compilation torch tells that there is no GPU
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    # the compiler's caches on disk are only used where shapes have an environment, even one without symbols
-    shapes = torch._guards.TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))
-    with warnings.catch_warnings(), config.patch(_noise(flat)), torch._guards.tracing(shapes):
-        warnings.simplefilter("ignore")  # the compiler's own advice is not the user's
-        # the compiler itself, without Dynamo: shapes are fixed by our own key, so a call needs no guards
-        while True:
-            try:
-                compiled = _inductor.compile(graph, list(flat))
-                break
-            except Exception as error:
-                broken = _broken_library(error)
-                if broken is None:
-                    raise
-                broken.unlink()  # so that there is one fewer to come upon in the next attempt
-                if notes is not None:
-                    notes.append(f"{broken} in the compiler's cache could not be loaded, and was compiled again")
-    return compiled, Graph(inputs, nodes, traced - started, time.perf_counter() - traced, written=tuple(written))
-
-
-def _broken_library(error: BaseException | None) -> Path | None:
-    """The library in the compiler's cache that could not be loaded: a process that was killed may leave half of one,
-    and whoever comes next takes it for whole."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    while error is not None:
-        found = _NOT_LOADED.search(str(error))
-        if found is not None:
-            path = Path(found[1])
-            return path if path.is_file() and Path(cache_dir()).resolve() in path.resolve().parents else None
-        error = error.__cause__ or error.__context__
-    return None
-
-
-_NOT_LOADED = re.compile(
-    r"(/[^\s:]+\.so): (?:file too short|invalid ELF header|cannot read file data|file data too short)"
-)
-
-
-def _noise(flat: Sequence[Tensor]) -> dict[str, bool]:
-    """The compiler's options for random numbers.
-
-    On a CPU torch's own generators are vectorized and the compiler's are not, ten times slower a number; and the
-    compiled run then draws what the eager one does. On a GPU noise is made inside of the kernels."""
-    return {"fallback_random": True} if all(t.device.type == "cpu" for t in flat) else {}
-
-
-def _drop_profiler_marks(graph: torch.fx.GraphModule) -> None:
-    for node in reversed(graph.graph.nodes):
-        if node.op == "call_function" and "profiler" in str(node.target):
-            graph.graph.erase_node(node)
-
-
-def explain(error: BaseException) -> str:
-    """An error of tracing or compiling in one line, with the line of a person's program where it happened."""
-    name = type(error).__name__
-    where = ""
-    for frame in traceback.extract_tb(error.__traceback__):
-        if _is_users(frame.filename):
-            where = f" at {frame.filename}:{frame.lineno}: {frame.line}"
-    text = str(error).strip().partition("\n")[0]
-    if name in ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException"):
-        text = "a tensor's value is needed in Python (a branch on it, .item(), float()), which no graph can hold"
-    elif "Cxx" in name or "C++ compiler" in str(error) or "InvalidCxxCompiler" in str(error):
-        text = "there is no C++ compiler that torch can use; install g++"
-    return f"{text} ({name}){where}"
-
-
-def _is_users(path: str) -> bool:
-    plumbing = ("/torch/", "/pyro/", "/lib/python", "<")
-    if any(mark in path for mark in plumbing):
-        return False
-    own = "/ppl_vae/"
-    return own not in path or any(f"{own}{part}" in path for part in ("models", "guides", "networks", "likelihoods"))
+            warnings.warn(f"{self.what} {how}: {reason}", CompileWarning, stacklevel=4)
 
 
 def flatten(args: tuple[Any, ...]) -> tuple[list[Any], Any]:
@@ -282,6 +161,8 @@ def _gather(tree: Any, leaves: list[Any], structure: list[Any]) -> None:
         else:
             raise LookupError(kind)
 
+
+_LAUNCHED = "is compiled and launched kernel by kernel"
 
 _LEAVES = {Tensor, nn.Parameter, int, float, bool, str, type(None)}
 
@@ -325,7 +206,7 @@ class CompiledStep:
         self.optimizer = optimizer
         self.clip = clip
         self.guard = guard
-        self.compiler = _Compiler(what, backend)
+        self.compiler = _Compiler(what, backend, loss)
         self.rules = self._find_rules()
         self.modules = list(loss.modules())
         self.version = 0
@@ -348,7 +229,7 @@ class CompiledStep:
             leaves, structure = flatten(args)
             chosen = None if part is None else (part.start, part.stop)
             flags = tuple([m.training for m in self.modules]), tuple([p.requires_grad for p in bound.parameters])
-            key = (signature(leaves), structure, flags, bound.token, chosen, self.version)
+            key = (signature(leaves), structure, flags, bound.token, chosen, self.version, self.compiler.current())
             found = self.compiler.get(key, leaves, lambda: self._make(bound, args, part))
             if found is not None:
                 compiled, graph = found
@@ -370,6 +251,8 @@ class CompiledStep:
         self.optimizer.zero_grad()
         with validation(False):
             loss, aux = self.loss(*args)
+        if self.guard and not torch.isfinite(loss):
+            return aux.detach()  # type: ignore[no-any-return]
         loss.backward(inputs=[p for p in params if p.requires_grad])
         if self.clip is not None:
             nn.utils.clip_grad_norm_(params, self.clip)
@@ -408,18 +291,20 @@ class CompiledStep:
         self, key: Any, compiled: Callable[..., tuple[Tensor, ...]], graph: Graph, bound: _Bound, given: list[Tensor]
     ) -> Replay | None:
         """The step as one CUDA graph; None on other devices, or where it cannot be captured, which is reported."""
-        if not bound.on_gpu or self.compiler.backend != "inductor":
+        if not bound.any_on_gpu or self.compiler.backend != "inductor":
             return None
         if key not in self._replays:
             self._replays[key] = None
-            if all(t.device.type == "cuda" for t in given):
-                try:
-                    # of what is given nothing is written: it is the batch
-                    held = [k for k in graph.written if k < len(bound.flat)]
-                    self._replays[key] = Replay(compiled, bound.flat, given, held)
-                    graph.captured = True
-                except Exception as error:
-                    self.compiler.fallback(f"not captured as a CUDA graph: {explain(error)}")
+            if (elsewhere := bound.elsewhere(given)) is not None:
+                self.compiler.fallback(f"not captured as a CUDA graph: {elsewhere}", _LAUNCHED)
+                return None
+            try:
+                # of what is given nothing is written: it is the batch
+                held = [k for k in graph.written if k < len(bound.flat)]
+                self._replays[key] = Replay(compiled, bound.flat, given, held)
+                graph.captured = True
+            except Exception as error:
+                self.compiler.fallback(f"not captured as a CUDA graph: {explain(error)}", _LAUNCHED)
         return self._replays[key]
 
     def _make(
@@ -478,8 +363,10 @@ class CompiledFunction:
 
     def __init__(self, function: nn.Module, backend: Backend = "inductor", what: str = "the evaluation") -> None:
         self.function = function
-        self.compiler = _Compiler(what, backend)
+        self.compiler = _Compiler(what, backend, function)
         self.modules = list(function.modules())
+        self.children = _children(function)
+        self.version = 0
 
     @property
     def report(self) -> CompileReport:
@@ -488,12 +375,16 @@ class CompiledFunction:
     def __call__(self, *args: Any) -> Tensor:
         """The module's aux."""
         if self.compiler.backend != "none":
+            if not _whole(self.children):
+                self.modules, self.children = list(self.function.modules()), _children(self.function)
+                self.version += 1  # other modules compute something else: graphs made before are not theirs
             leaves, structure = flatten(args)
             named = {**dict(self.function.named_parameters()), **dict(self.function.named_buffers())}
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             flat = [t.detach() for t in named.values()]
             own = [(p.requires_grad, *signature([p])) for p in named.values()]
-            key = (signature(leaves), structure, tuple([m.training for m in self.modules]), tuple(own))
+            flags = tuple([m.training for m in self.modules])
+            key = (signature(leaves), structure, flags, tuple(own), self.version, self.compiler.current())
 
             def make() -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
                 leaves, tree = pytree.tree_flatten(args)
@@ -583,6 +474,18 @@ def _refill(leaves: list[Any], tensors: Sequence[Tensor]) -> list[Any]:
     return [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
+_Children = list[tuple[dict[str, Any], str, Any]]
+
+
+def _children(module: nn.Module) -> _Children:
+    """Every module inside of this one, and where it lies."""
+    return [(part._modules, name, item) for part in module.modules() for name, item in part._modules.items()]
+
+
+def _whole(children: _Children) -> bool:
+    return all(store.get(name) is item for store, name, item in children)
+
+
 @dataclass
 class _Group:
     names: list[str]
@@ -633,7 +536,7 @@ class _Bound:
         self.options: list[tuple[Any, ...]] = [() for _ in rules]
         self.changed = set(range(len(rules)))
         self.token = -1
-        self.on_gpu = all(t.device.type == "cuda" for t in self.flat)
+        self.any_on_gpu = any(t.device.type == "cuda" for t in self.flat)
         self.signature = (signature(self.flat), tuple([(type(rule), rule.structure) for rule in rules]))
         # where all that is bound lies in its modules, and the modules themselves
         self.places: list[tuple[dict[str, Any], str, Any]] = [
@@ -642,9 +545,7 @@ class _Bound:
             for store in (part._parameters, part._buffers)
             for name, item in store.items()
         ]
-        self.children: list[tuple[dict[str, Any], str, Any]] = [
-            (part._modules, name, item) for part in loss.modules() for name, item in part._modules.items()
-        ]
+        self.children = _children(loss)
 
     def current(self, optimizer: Optimizer) -> bool:
         """Whether the tensors bound are still the modules' and the optimizer's."""
@@ -664,7 +565,13 @@ class _Bound:
 
     def whole(self) -> bool:
         """Whether the modules are those that were bound."""
-        return all(store.get(name) is item for store, name, item in self.children)
+        return _whole(self.children)
+
+    def elsewhere(self, given: Sequence[Tensor]) -> str | None:
+        """Which tensor does not lie on a GPU, and so cannot be of a CUDA graph, if there is one."""
+        named = [*zip(self.names, self.flat, strict=False), *self.buffers.items()]
+        named += [("an argument", t) for t in given] + [("optimizer state", t) for t in self.flat]
+        return next((f"{name} lies on the {t.device}" for name, t in named if t.device.type != "cuda"), None)
 
     def _shaped(self, optimizer: Optimizer) -> bool:
         """Whether groups and options still ask for what the rules do: numbers in them may change."""

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .batch import Batch
-from .compiled import Backend, CompiledFunction, CompiledStep, CompileReport
+from .compiled import CompiledFunction, CompiledStep, CompileReport
 from .errors import InputError
 from .inputs import check_batch
 from .isolation import untouched
@@ -38,6 +38,7 @@ from .minibatches import Minibatches
 from .networks import set_precision, warning_in_bf16
 from .objectives import ELBO, IWAE, Objective, Renyi
 from .together import joined, owned
+from .tracing import Backend
 from .weights import Program
 
 __all__ = ["CompiledSVI"]
@@ -117,6 +118,8 @@ class CompiledSVI:
         self._evaluate: CompiledFunction | None = None
         self._data: Minibatches | None = None
         self._base_lrs: list[float] = []
+        self._frozen: list[tuple[str, nn.Parameter]] = []
+        self._loaded: dict[str, Any] | None = None
         self.notes: list[str] = []
 
     def step(self, *args: Any, rows: Tensor | None = None, **kwargs: Any) -> Tensor:
@@ -135,8 +138,7 @@ class CompiledSVI:
         if rows is not None:
             kwargs["rows"] = rows  # an argument of the programs
         step = self._prepare(args, kwargs)
-        assert self._pair is not None
-        self._pair.check_store()
+        self._check()
         self._schedule()
         return step(args, kwargs)
 
@@ -159,25 +161,60 @@ class CompiledSVI:
                 "call; make another CompiledSVI for them"
             )
         assert self._step is not None
+        self._check()
         losses = []
         for one in rows:
             self._schedule()
             losses.append(self._step(one))
         return torch.stack(losses)
 
+    def _check(self) -> None:
+        """Raise `InputError` where what is trained is no longer what the pair has."""
+        assert self._pair is not None
+        self._pair.check_store()
+        for name, p in self._frozen if any(p.requires_grad for _, p in self._frozen) else ():
+            if p.requires_grad and not any(p is own for group in self._made().param_groups for own in group["params"]):
+                raise InputError(
+                    f"{name} was frozen when the optimizer was made, at the first step, and requires a gradient now: "
+                    'add it by svi.optimizer.add_param_group({"params": [...]}), or make another CompiledSVI'
+                )
+
     def _schedule(self) -> None:
         """Count a step, and set its learning rates."""
         if self.lr_schedule is not None:
             factor = self.lr_schedule(self.steps)
-            for group, lr in zip(self._made().param_groups, self._base_lrs, strict=True):
+            groups = self._made().param_groups
+            self._base_lrs += [float(group["lr"]) for group in groups[len(self._base_lrs) :]]  # added since
+            for group, lr in zip(groups, self._base_lrs, strict=True):
                 group["lr"] = lr * factor
         self.steps += 1
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss on a batch, compiled likewise, with nothing updated."""
-        self._prepare_pair(args, kwargs)
+        self._prepare_pair(args, kwargs).check_store()
         assert self._evaluate is not None
         return self._evaluate(args, kwargs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state and the number of steps done: what goes on from a checkpoint needs besides the
+        parameters (`state_dict` of model, guide and loss, or Pyro's store)."""
+        if self.optimizer is None:
+            return self._loaded or {"optimizer": None, "steps": self.steps}
+        return {"optimizer": self.optimizer.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned, in a new `CompiledSVI` too: it is then loaded at the first step.
+
+        Raises:
+            InputError: another kind of state.
+        """
+        if set(state) != {"optimizer", "steps"}:
+            raise InputError(f"state has {sorted(state)}; give what state_dict of a CompiledSVI returned")
+        self.steps = int(state["steps"])
+        if self.optimizer is None:
+            self._loaded = dict(state)
+        elif state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
 
     def report(self) -> CompileReport:
         """What was compiled, graph nodes, seconds, and what ran eagerly and why."""
@@ -208,12 +245,15 @@ class CompiledSVI:
             own = self.loss.optimizers(self.model, self.guide) if isinstance(self.loss, Objective) else []
             taken = {id(p) for p in owned(own)}
             parameters = [p for p in pair.parameters() if p.requires_grad and id(p) not in taken]
+            self._frozen = [(name, p) for name, p in pair.names() if not p.requires_grad]
             if parameters and isinstance(self.loss, nn.Module):
                 self.loss.to(parameters[0].device)  # a buffer on another device could not be in one graph with them
             if not parameters:
                 raise InputError("neither the model nor the guide has a parameter to train")
             self.optimizer = joined(_make_optimizer(self.optim, self.optim_args, parameters), own)
             self._base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
+            if self._loaded is not None and self._loaded["optimizer"] is not None:
+                self.optimizer.load_state_dict(self._loaded["optimizer"])
             self._evaluate = CompiledFunction(pair, self._backend, "CompiledSVI.evaluate_loss")
             self._pair = pair
         return self._pair
@@ -259,9 +299,26 @@ class _Pair(nn.Module):
         self.owner = {id(p): n for n, p in self.named_parameters()}
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        params = pyro.get_param_store()._params
+        known = len(params)
         with self._store_swapped(), _quiet_pyro():
             loss: Tensor = self.objective.differentiable_loss(*self.programs, *args, **kwargs)  # type: ignore[attr-defined]
+        if len(params) > known:
+            new = list(params)[known:]
+            for name in new:  # what a tracer put there is no tensor for anybody else
+                del pyro.get_param_store()[name]
+            raise InputError(
+                f"the pair has put {', '.join(map(repr, new))} into Pyro's store after the first step, at which the "
+                "optimizer was made, and would not train it; use all parameters in the first step, or make another "
+                "CompiledSVI"
+            )
         return loss, loss
+
+    def names(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters, by names that a person knows: those of modules, or of Pyro's store."""
+        in_store = {key: name for name, key in self.stored.items()}
+        for name, p in self.named_parameters():
+            yield in_store.get(name, name), p
 
     def programs_modules(self) -> dict[str, nn.Module]:
         """What of model and guide is a module, or was registered by `pyro.module`."""

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 
 from ppl_vae import ELBO, IWAE, Batch, InputError, Renyi, guides, likelihoods, models, networks
-from ppl_vae.compiled import MAX_GRAPHS, CompiledStep, CompileWarning, _broken_library
+from ppl_vae.compiled import MAX_GRAPHS, CompiledStep, CompileWarning
 from ppl_vae.data import DataSet
 from ppl_vae.fit import fit
 from ppl_vae.minibatches import shuffled_rows
 from ppl_vae.svi import CompiledSVI
+from ppl_vae.tracing import _broken_library
 
 N, D, Z = 16, 12, 3
 
@@ -238,7 +239,7 @@ def test_particles_and_data_are_independent_draws(backend: Any) -> None:
 def test_training_with_the_compilers_own_noise_ends_where_torchs_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss at four times of training, 40 seeds each way: the means agree within 4 standard errors, and so do the
     spreads (false-alarm rate below 1e-3 for all eight together)."""
-    monkeypatch.setattr("ppl_vae.compiled._noise", lambda flat: {})
+    monkeypatch.setattr("ppl_vae.tracing._noise", lambda flat: {})
 
     def curves(compile: bool) -> Tensor:
         model, guide = pair(dtype=torch.float32)
