@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -196,8 +197,8 @@ class CompiledSVI:
         return self._evaluate(args, kwargs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state and the number of steps done: what goes on from a checkpoint needs besides the
-        parameters (`state_dict` of model, guide and loss, or Pyro's store)."""
+        """The optimizer's state, as its own `state_dict` has it, and the number of steps done: what a run that goes on
+        needs besides the parameters (`state_dict` of model, guide and loss, or Pyro's store)."""
         if self.optimizer is None:
             return self._loaded or {"optimizer": None, "steps": self.steps}
         return {"optimizer": self.optimizer.state_dict(), "steps": self.steps}
@@ -212,9 +213,10 @@ class CompiledSVI:
             raise InputError(f"state has {sorted(state)}; give what state_dict of a CompiledSVI returned")
         self.steps = int(state["steps"])
         if self.optimizer is None:
-            self._loaded = dict(state)
+            self._loaded = copy.deepcopy(dict(state))
         elif state["optimizer"] is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+            # torch's optimizers would go on in the very tensors
+            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
     def report(self) -> CompileReport:
         """What was compiled, graph nodes, seconds, and what ran eagerly and why."""
@@ -283,10 +285,9 @@ class _Pair(nn.Module):
         for name, part in (("model", model), ("guide", guide)):
             if isinstance(part, nn.Module):
                 self.add_module(name, part)
-        known = {id(p) for p in self.parameters()}
         modules, names = _in_store(model, guide, args, kwargs)
         self.registered = nn.ModuleList(modules)
-        known |= {id(p) for p in self.registered.parameters()}
+        known = {id(p) for p in self.parameters()}  # now: an autoguide makes its own at its first call
         store = pyro.get_param_store()
         self.stored: dict[str, str] = {}
         for k, name in enumerate(names):
@@ -304,14 +305,17 @@ class _Pair(nn.Module):
         with self._store_swapped(), _quiet_pyro():
             loss: Tensor = self.objective.differentiable_loss(*self.programs, *args, **kwargs)  # type: ignore[attr-defined]
         if len(params) > known:
-            new = list(params)[known:]
+            # what was frozen, and of this pair, is put there where it thaws
+            self.by_name |= {name: params[name] for name in list(params)[known:] if id(params[name]) in self.owner}
+            new = [name for name in list(params)[known:] if name not in self.by_name]
             for name in new:  # what a tracer put there is no tensor for anybody else
                 del pyro.get_param_store()[name]
-            raise InputError(
-                f"the pair has put {', '.join(map(repr, new))} into Pyro's store after the first step, at which the "
-                "optimizer was made, and would not train it; use all parameters in the first step, or make another "
-                "CompiledSVI"
-            )
+            if new:
+                raise InputError(
+                    f"the pair has put {', '.join(map(repr, new))} into Pyro's store after the first step, when the "
+                    "optimizer was made, and would not train it; use all parameters in the first step, or make another "
+                    "CompiledSVI"
+                )
         return loss, loss
 
     def names(self) -> Iterator[tuple[str, nn.Parameter]]:
