@@ -7,8 +7,9 @@ from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -44,7 +45,8 @@ class lifted(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _replaced(self, tensor: Tensor) -> Tensor:
-        if isinstance(tensor, torch._subclasses.FakeTensor):
+        # a tensor inside of `vmap` or `grad` wraps one that came this way
+        if isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor):
             return tensor
         known = self.stand_ins.get(id(tensor))
         return self.unknown(tensor) if known is None else known
@@ -71,8 +73,6 @@ def held_tensors(function: Callable[..., Any], flat: Sequence[Tensor]) -> list[T
     Args:
         flat: arguments, of which nothing is changed.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-
     mode = FakeTensorMode(allow_fallback_kernels=True, static_shapes=True)
     found: dict[int, Tensor] = {}
     stand_ins: dict[int, Tensor] = {}

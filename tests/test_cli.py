@@ -22,6 +22,7 @@ from ppl_vae.checkpoint import Checkpoints
 from ppl_vae.cli import DEBUG, app
 from ppl_vae.data import data_sets, load
 from ppl_vae.diagnose import from_netcdf
+from ppl_vae.errors import InputError
 from ppl_vae.evaluate import encode, sample
 from ppl_vae.guides import guides
 from ppl_vae.likelihoods import likelihoods
@@ -930,3 +931,18 @@ def test_diagnose_says_what_to_do_with_a_run_of_another_version(digits_run: Path
     assert done.code == 2
     assert "has format 0" in done.message
     assert f"open it with the version that wrote it, {config['versions']['ppl_vae']}" in done.message
+
+
+@pytest.mark.parametrize(("flag", "expected"), [("--compile", True), ("--no-compile", False), (None, "auto")])
+def test_compile_reaches_the_training(
+    flag: str | None, expected: object, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def look(*args: object, **options: object) -> None:
+        seen.append(options["compile"])
+        raise InputError("enough")
+
+    monkeypatch.setattr("ppl_vae.recipe.fit", look)
+    assert call("train", "--out", "run", *TINY, *([flag] if flag else [])).message.endswith("enough")
+    assert seen == [expected]

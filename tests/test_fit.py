@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,30 @@ import trained
 from torch import Tensor, nn
 from trained import QUIET, SHAPE, N, Watched, data, numbers, pair, same, train
 
-from ppl_vae import ELBO, IWAE, Batch, InputError, NonFiniteLossError, RunError, guides, likelihoods, models, networks
+from ppl_vae import (
+    ELBO,
+    IWAE,
+    Batch,
+    CompileWarning,
+    InputError,
+    NonFiniteLossError,
+    RunError,
+    guides,
+    likelihoods,
+    models,
+    networks,
+)
 from ppl_vae.build import PairConfig, build
 from ppl_vae.checkpoint import Checkpoints, read_json, write_json
 from ppl_vae.data import load
 from ppl_vae.evaluate import elbo
-from ppl_vae.fit import EpochEnd, fit, resolve_device
+from ppl_vae.fit import COMPILE_PAYS, EpochEnd, _pays, fit, resolve_device
 from ppl_vae.loader import BatchData
 from ppl_vae.logs import read_history
 from ppl_vae.networks import Condition
 from ppl_vae.objectives import Terms
 from ppl_vae.testing import LinearGaussian, LinearGaussianPosterior
-from ppl_vae.trainer import Trainer
+from ppl_vae.trainer import Settings, Trainer
 
 SCRIPT = Path(trained.__file__)
 EVERYTHING: dict[str, Any] = {"momentum": True, "warmup": 3, "clip": 5.0, "validate": True}
@@ -484,13 +497,20 @@ class Rare(nn.Module):
         return z * float("inf") if float(z.detach().abs().amax()) > self.limit else z
 
 
-def test_the_first_bad_tensor_is_found_with_the_very_noise_that_made_it() -> None:
+@pytest.mark.parametrize("compile", [False, True])
+def test_the_first_bad_tensor_is_found_with_the_very_noise_that_made_it(compile: bool) -> None:
+    """And with the parameters that the step began with, where it was to be compiled and could not be, too."""
     model, guide = pair()
     model.decoder = nn.Sequential(Rare(3.2), model.decoder)
-    with pytest.raises(
-        NonFiniteLossError, match=r"first bad tensor: the output of model\.decoder\.0, Rare; there is no"
+    said = pytest.warns(CompileWarning, match=r"float\(z\.detach") if compile else nullcontext()
+    with (
+        said,
+        pytest.raises(
+            NonFiniteLossError, match=r"first bad tensor: the output of model\.decoder\.0, Rare; there is no"
+        ),
     ):
-        fit(model, guide, data(), epochs=50, batch_size=16, **QUIET)
+        fit(model, guide, data(), epochs=50, batch_size=16, compile=compile, **QUIET)
+    assert all(bool(t.isfinite().all()) for t in weights_of(model, guide))
 
 
 @pytest.mark.parametrize(
@@ -1007,6 +1027,22 @@ def test_progress_is_shown_on_a_display_that_is_given() -> None:
     assert "2/2" in text
 
 
+def test_progress_says_that_it_is_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ppl_vae.progress import make_progress
+
+    notes = []
+
+    def look(*args: Any) -> None:
+        notes.append([task.fields["note"] for task in display.tasks])
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr("ppl_vae.compiled.compile_flat", look)
+    with make_progress() as display, pytest.warns(CompileWarning, match="enough"):
+        train(None, epochs=1, progress=display, compile=True)
+    assert notes == [["compiling"]]
+    assert "compiling" not in display.tasks[0].fields["note"]
+
+
 def test_progress_of_its_own_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     train(None, epochs=1, progress=True)
     said = capsys.readouterr()
@@ -1211,6 +1247,36 @@ def test_a_compiled_run_resumes_where_it_stopped(tmp_path: Path) -> None:
         assert torch.equal(a, b)
     for a, b in zip(whole_guide.parameters(), guide.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("device", "schedule", "devices", "steps", "compiles"),
+    [
+        ("cpu", "joint", 1, COMPILE_PAYS - 1, False),
+        ("cpu", "joint", 1, COMPILE_PAYS, True),
+        ("cpu", "alternating", 1, COMPILE_PAYS // 3, False),  # two steps of the guide and one of the model each
+        ("cpu", "alternating", 1, COMPILE_PAYS // 3 + 1, True),
+        ("cuda", "joint", 1, 1, True),
+        ("cuda", "joint", 2, COMPILE_PAYS, False),
+    ],
+)
+def test_auto_compiles_where_it_pays(device: str, schedule: Any, devices: int, steps: int, compiles: bool) -> None:
+    settings = Settings(
+        epochs=steps,
+        batch_size=N - 1,  # one batch, and a partial one that is left out
+        lr=0.1,
+        seed=0,
+        schedule=schedule,
+        guide_steps=2 if schedule == "alternating" else 1,
+        patience=None,
+        warmup=0,
+        clip=None,
+        lr_schedule="constant",
+        optimizer="Adam",
+        precision="32",
+        devices=devices,
+    )
+    assert _pays(settings, data(), torch.device(device)) is compiles
 
 
 @pytest.mark.parametrize("compile", ["yes", None])

@@ -835,6 +835,26 @@ def test_a_library_that_a_killed_compile_left_empty_is_compiled_again(
     clear_caches()
 
 
+@pytest.mark.slow
+def test_a_second_process_finds_the_step_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a second process would: what this one remembers is forgotten, what lies on the disk is there."""
+    from torch._dynamo.utils import counters
+    from torch._inductor.utils import clear_caches
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    hits = []
+    for _ in range(2):
+        clear_caches()
+        counters.clear()
+        line = Line()
+        step = CompiledStep(line, torch.optim.Adam(line.parameters(), lr=0.1))
+        step(torch.ones(3, dtype=torch.float64))
+        assert step.report.fallbacks == []
+        hits.append((counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"]))
+    assert hits == [(1, 0), (0, 1)]
+    clear_caches()
+
+
 def test_only_a_broken_library_of_the_cache_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that the loader names, wherever in the chain of errors, if it is a file of the compiler's cache."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
