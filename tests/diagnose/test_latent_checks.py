@@ -145,6 +145,26 @@ def test_verdicts_of_a_right_and_of_a_wrong_pair() -> None:
     assert wrong.holes.outside > 0.5
 
 
+@pytest.mark.slow
+def test_false_alarms_are_as_rare_as_is_said() -> None:
+    """100 data sets of the model under its exact posterior, in whose one dimension of three x moves the mean by a
+    variance of 0.01 itself, the largest share that is called collapsed: each alarm at most 5% of the time, more than
+    11 of 100 about 4e-3 of it."""
+    model = noisy(3)
+    model.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 0.2], [0, 0, 0], [0, 0, 0], [0, 0, 0]]))
+    inside = torch.linalg.inv(model.precision).diagonal()
+    # of the prior's variance of 1 the posterior leaves so much to its means
+    assert (1 - inside[2]).item() == pytest.approx(0.01, abs=2e-4)
+    alarms = dict.fromkeys(("posterior collapse", "holes", "aggregate posterior"), 0)
+    for seed in range(100):
+        x = model.simulate(300, seed=seed)
+        found = latent_checks(model, LinearGaussianPosterior(model), x, permutations=99, seed=seed)
+        for verdict in found.verdicts():
+            alarms[verdict.check] += bool(verdict.fault)
+    assert max(alarms.values()) <= 11, alarms
+    print(alarms)
+
+
 @pytest.mark.parametrize(("shift", "fault"), [(0.15, False), (0.7, True)])
 def test_a_difference_that_samples_do_not_show_is_no_fault(shift: float, fault: bool) -> None:
     """Both are told apart from the prior; the KLs of the aggregates are 0.02 and 0.4 nats."""
