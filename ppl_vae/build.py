@@ -52,6 +52,7 @@ _TO_PRIOR = ("size", "shape", "start", "loc", "scale")
 _TO_OBJECTIVE = ("model", "size", "labelled")
 
 _AVERAGED = 10_000
+_STARTED = 2_000
 
 PLAIN_PRIOR = "standard-normal"
 
@@ -219,11 +220,11 @@ def build(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentModel, Gu
 
 
 def start(model: nn.Module, guide: nn.Module, data: DataSet) -> None:
-    """Let a guide that has a start for its pair (`guides.Structured.start_at`) take it, from at most 10,000 of the
+    """Let a guide that has a start for its pair (`guides.Structured.start_at`) take it, from at most 2,000 of the
     data; others are left alone."""
     begin = getattr(guide, "start_at", None)
     if begin is not None:
-        begin(model, _some(data))
+        begin(model, _some(data, _STARTED))
 
 
 def build_model(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentModel, Encoder]:
@@ -430,10 +431,10 @@ def options_by_name(kind: str, name: str) -> list[str]:
     return options_of(registry.get(name), given)
 
 
-def _some(data: DataSet) -> Batch:
+def _some(data: DataSet, count: int = _AVERAGED) -> Batch:
     """x of some of the data, evenly spaced, and what is observed of it: averages need no more, and a large set of
     images would not fit as float32."""
-    rows = torch.linspace(0, len(data) - 1, min(len(data), _AVERAGED), dtype=torch.float64).long()
+    rows = torch.linspace(0, len(data) - 1, min(len(data), count), dtype=torch.float64).long()
     return data.take(rows).unmasked().fixed().batch()
 
 
