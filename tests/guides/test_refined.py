@@ -17,7 +17,7 @@ from ppl_vae.build import DataSpec
 from ppl_vae.diagnose.local_fit import fitted_locally
 from ppl_vae.evaluate.chunked import Source
 from ppl_vae.guides import Refined
-from ppl_vae.guides.points import mirrored
+from ppl_vae.guides.points import mirrored, noise_size, placed
 from ppl_vae.networks import soft_bound
 from ppl_vae.objectives import Wake
 from ppl_vae.testing import LinearGaussian, check_compiled, check_guide
@@ -39,47 +39,100 @@ def log_joint(model: LatentModel, batch: Batch, z: Tensor) -> Tensor:
     return sum((score_site(site) for _, site in sample_sites(trace)), torch.zeros(()))
 
 
-def by_hand(
-    model: LatentModel, guide: guides.MeanField, noise: Tensor, lr: float, batch: Batch
-) -> tuple[Tensor, Tensor]:
-    """loc and scale of one datum after one step, from the definition: F⁻¹ ∇L by the head's numbers at the first noise,
-    no longer than 1, and the vertex of the parabola through the ELBO here, its slope, and the ELBO there, at the
-    second noise."""
-    start = guide.heads["z"].linear(guide.encoder(batch))[0].detach()
-    way, length = noise
-    size = noise.shape[-1]
+def by_hand(model: LatentModel, guide: Refined, batch: Batch) -> tuple[Tensor, Tensor]:
+    """loc and scale of one datum after all steps, from the definition: F⁻¹ ∇L by the head's numbers at the first noise,
+    no longer than 1 nor than twice of what was right before, and the vertex of the parabola through the ELBO here, its
+    slope, and the ELBO there, at the second noise."""
+    base = guide.guide
+    numbers = base.heads["z"].linear(base.encoder(batch))[0].detach()  # type: ignore[operator]
+    size, tried = guide.noise.shape[-1], 1.0
 
     def gaussian(numbers: Tensor) -> tuple[Tensor, Tensor]:
         return numbers[:size], soft_bound(numbers[size:]).exp()
 
-    def elbo(numbers: Tensor, points: Tensor = length) -> Tensor:
+    def elbo(numbers: Tensor, noise: Tensor) -> Tensor:
         loc, scale = gaussian(numbers)
-        z = loc + scale * points
+        z = loc + scale * noise
         return (
             log_joint(model, batch, z.unsqueeze(1)).squeeze(-1) - dist.Normal(loc, scale).log_prob(z).sum(-1)
         ).mean()
 
-    gradient = torch.autograd.functional.jacobian(lambda numbers: elbo(numbers, way), start)
-    inverse = torch.cat([gaussian(start)[1].square(), torch.full((size,), 0.5)])
-    move = inverse * gradient
-    move = move / (move.square() / inverse).sum().sqrt().clamp(min=1.0)
-    slope = torch.autograd.functional.jacobian(elbo, start) @ move
-    with torch.no_grad():
-        share = 0.5 * slope / (elbo(start) + slope - elbo(start + move))
-        return gaussian(start + lr * min(float(share), 2.0) * move)
+    for way, length in guide.noise:
+        inverse = torch.cat([gaussian(numbers)[1].square(), torch.full((size,), 0.5)])
+        whole = inverse * torch.autograd.functional.jacobian(lambda n, way=way: elbo(n, way), numbers)
+        move = tried * whole / (whole.square() / inverse).sum().sqrt().clamp(min=1.0)
+        slope = float(torch.autograd.functional.jacobian(lambda n, length=length: elbo(n, length), numbers) @ move)
+        with torch.no_grad():
+            bend = float(elbo(numbers, length)) + slope - float(elbo(numbers + move, length))
+        assert bend > 0
+        share = min(max(0.5 * slope / bend, 0.0), 2.0)
+        numbers = numbers + guide.lr * share * move
+        tried = min(tried * max(2.0 * share, 0.05), 1.0)
+    return gaussian(numbers)
 
 
-@pytest.mark.parametrize("lr", [0.4, 1.0])
-def test_a_step_is_what_it_says(lr: float) -> None:
+@pytest.mark.parametrize(("lr", "steps"), [(0.4, 1), (1.0, 8)])
+def test_steps_are_what_they_say(lr: float, steps: int) -> None:
     model, batch = vae(), binary_batch(1)
-    guide = refined(model, "mean-field", steps=1, lr=lr, particles=6)
-    assert isinstance(guide.guide, guides.MeanField)
-    loc, scale = by_hand(model, guide.guide, guide.noise[0], lr, batch)
+    guide = refined(model, "mean-field", steps=steps, lr=lr, particles=6)
+    loc, scale = by_hand(model, guide, batch)
     q = guide.distribution(batch)["z"].base_dist  # type: ignore[attr-defined]
     torch.testing.assert_close(q.loc[0], loc, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(q.scale[0], scale, rtol=1e-9, atol=1e-10)
     base = guide.guide.distribution(batch)["z"].base_dist  # type: ignore[attr-defined]
     assert float((q.loc - base.loc).norm().detach()) > 0.01
+
+
+def head(family: str) -> Any:
+    return guides.guides.get(family)(vae(), networks.encoder("mlp", SHAPE, (7,))).double().heads["z"]  # type: ignore[call-arg, operator]
+
+
+@pytest.mark.parametrize("family", [*GAUSSIANS, "planar"])
+def test_steps_are_in_the_units_of_fishers_information(family: str) -> None:
+    """Its diagonal is that of the second derivative of KL(q ‖ q') at q' = q. Where q has no correlations it is what a
+    head says; of a flow's head it is that of the Gaussian below. For a low rank's factor, which then has none, 1 stands
+    in."""
+    of, size = head(family), 3
+    gaussian = head("mean-field") if family == "planar" else of
+    numbers = torch.zeros(of.outputs).double()
+    numbers[:size] = torch.tensor([0.5, -1.0, 2.0])
+    numbers[size : 2 * size] = torch.tensor([-0.3, 0.2, 0.1])  # where the soft bound's slope is 1 to 0.4%
+
+    def dense(numbers: Tensor) -> torch.distributions.MultivariateNormal:
+        q = gaussian.gaussian(numbers)
+        covariance = q.variance.diag_embed() if family in ("mean-field", "planar") else q.covariance_matrix
+        return torch.distributions.MultivariateNormal(q.mean, covariance)
+
+    fisher = torch.autograd.functional.hessian(
+        lambda n: torch.distributions.kl_divergence(dense(numbers), dense(n)), numbers
+    ).diagonal()
+    stated = of.inverse_fisher(numbers)
+    known = fisher > 1e-6
+    assert int(known.sum()) == (2 * size if family == "low-rank" else of.outputs)
+    torch.testing.assert_close(stated[known] * fisher[known], torch.ones(int(known.sum())).double(), rtol=0.01, atol=0)
+    assert bool((stated[~known] == 1.0).all())
+
+
+def test_a_turned_gaussians_location_moves_by_its_least_scale() -> None:
+    """Reflections behind the scale: no dimension of z is known to be wider than that."""
+    numbers = torch.tensor([0.0, 0.0, 0.0, -2.0, 0.0, 1.0]).double()
+    stated = head("householder").inverse_fisher(numbers)
+    torch.testing.assert_close(stated[:3], soft_bound(numbers[3]).exp().square().expand(3))
+
+
+@pytest.mark.parametrize("family", GAUSSIANS)
+def test_points_have_the_moments_of_q(family: str) -> None:
+    """At ±√n e_i, of mean 0 and covariance I, draws have exactly the mean and the covariance of a Gaussian."""
+    of = head(family)
+    q = of.gaussian(torch.randn(4, of.outputs, generator=torch.Generator().manual_seed(0)).double())
+    n = noise_size(q)
+    noise = n**0.5 * torch.cat([torch.eye(n), -torch.eye(n)]).double()
+    z = placed(q, noise)
+    assert z.shape == (2 * n, 4, 3)
+    torch.testing.assert_close(z.mean(0), q.mean)
+    off = z - q.mean
+    wanted = q.covariance_matrix if family != "mean-field" else q.variance.diag_embed()
+    torch.testing.assert_close((off.unsqueeze(-1) * off.unsqueeze(-2)).mean(0), wanted)
 
 
 @every_family
@@ -157,6 +210,8 @@ def test_log_q_of_a_given_z_is_the_refined_ones_also_behind_the_run(family: str)
     wanted = guide.distribution(batch)["z"]
     other = guide.distribution(binary_batch(seed=3))["z"]
     torch.testing.assert_close(q.log_prob(z.clone()), wanted.log_prob(z), rtol=1e-6, atol=1e-6)
+    weights = log_weights(model, guide, batch, particles=3)  # whose draws are made inside of the run
+    torch.testing.assert_close(weights.log_q, wanted.log_prob(weights.draws["z"].clone()), rtol=1e-6, atol=1e-6)
     for another in (other, guide.guide.distribution(batch)["z"]):
         assert float((another.log_prob(z) - wanted.log_prob(z)).detach().abs().max()) > 1e-3
     assert not any(module._forward_hooks for module in guide.modules())
@@ -274,7 +329,7 @@ def test_steps_come_nearer_to_the_posterior(family: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["full-rank", "low-rank", "mixture", "planar", "inverse-autoregressive", "spline"])
+@pytest.mark.parametrize("family", ["full-rank", "mixture", "inverse-autoregressive", "planar"])
 def test_between_a_weak_encoder_and_each_datums_own_optimum(family: str) -> None:
     """Amortized < semi-amortized <= local, of one family under one model, on 100 data; the encoder has a single feature
     for three posterior means. Local is the same guide with biases optimized by 500 steps of Adam."""
@@ -286,8 +341,8 @@ def test_between_a_weak_encoder_and_each_datums_own_optimum(family: str) -> None
         guide: Any = guides.guides.get(family)(oracle, networks.encoder("mlp", (6,), (1,)))  # type: ignore[call-arg]
         guide = (guide if name == "amortized" else guides.SemiAmortized(oracle, base=guide)).double()
         optimizer = torch.optim.Adam(guide.parameters(), lr=0.01)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
-        for _ in range(400):
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 250)
+        for _ in range(250):
             optimizer.zero_grad()
             ELBO(particles=4).differentiable_loss(oracle, guide, batch).div(100).backward()
             optimizer.step()
