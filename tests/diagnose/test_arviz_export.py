@@ -225,8 +225,9 @@ def test_bad_input_is_named(oracle: Any, tmp_path: Path) -> None:
         from_netcdf(tmp_path / "nothing.nc")
 
 
-@pytest.mark.parametrize("chunk", [None, 7])
-@pytest.mark.parametrize("kind", ["bayesian-decoder", "mixture", "structured"])
+@pytest.mark.parametrize(
+    ("kind", "chunk"), [("bayesian-decoder", None), ("bayesian-decoder", 7), ("mixture", 7), ("structured", None)]
+)
 def test_latents_that_all_data_share_stand_once(kind: str, chunk: int | None) -> None:
     """Their draws have no datum; and the weight of each whole draw is that of Pyro's own traces, replayed on it."""
     torch.manual_seed(0)

@@ -449,7 +449,7 @@ def test_samples_are_of_the_mixture_that_was_learnt() -> None:
     guide = guides.Structured(model, networks.encoder("mlp", (D,), (3,))).double()
     weights, normals = some_shared()
     guide.set_posterior(weights, normals)
-    count = 20_000
+    count = 4_000
     x = sample(model, count, guide=guide, seed=0).draw
     mean = weights.mean @ normals.mean
     # of a component E[Σ] + Cov[μ] = E[Σ] (1 + 1/κ)
