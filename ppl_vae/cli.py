@@ -265,15 +265,17 @@ _RECIPE: dict[str, Any] = {
 }
 
 
-def _with_recipe(**instead: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _with_recipe(data: str = Recipe().data, **instead: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator that gives a command the options of a recipe, with its defaults, for the command's ``**settings``.
 
     Args:
+        data: the data unless told.
         instead: options of the command's own by the name of the recipe's whose place they take, or behind which they
             stand (with a leading "after_").
     """
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
+        recipe = Recipe(data=data)
         own = dict(inspect.signature(command, eval_str=True).parameters)
         del own["settings"]
         kind = inspect.Parameter.KEYWORD_ONLY
@@ -282,7 +284,7 @@ def _with_recipe(**instead: str) -> Callable[[Callable[..., None]], Callable[...
             if name in instead:
                 placed.append(own.pop(instead[name]))
             else:
-                default = getattr(Recipe(), name)
+                default = getattr(recipe, name)
                 if name == "hidden":
                     default = ",".join(map(str, default))
                 elif name == "data_dir":
@@ -532,7 +534,7 @@ def compare(
 
 
 @app.command()
-@_with_recipe(objective="objective", after_objective="values", seed="seeds")
+@_with_recipe(data="sprites", objective="objective", after_objective="values", seed="seeds")
 def sweep(
     ctx: typer.Context,
     objective: Annotated[
@@ -772,7 +774,7 @@ def prior(
     opened = _open(run, device)
     train, test = _part(opened, "train", data_dir), _part(opened, "test", data_dir)
     with display(True) as shows:
-        told = shows.for_fit(prior, epochs)
+        told = shows.for_fit(f"prior {prior} of codes", epochs)
         model = fit_prior(opened.model, opened.guide, train, prior, epochs=epochs, lr=lr, seed=seed, **told)
         save_with_prior(opened, model, prior, folder, overwrite)
         posterior = _guide_for(opened, test, "test", shows)

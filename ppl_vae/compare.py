@@ -42,6 +42,7 @@ from .report import (
     comparison_table,
     finite,
     is_doubted,
+    khat_told,
     one_line,
     write_results,
 )
@@ -247,8 +248,8 @@ class Comparison:
             said.append(
                 f"One model for all guides, not trained with them: {self.fixed.source}. KL(q ‖ p(z | x)) = log p(x) − "
                 f"ELBO, with log p(x) from the best importance sampler here, {self.reference.guide}{seed}: "
-                f"{e.log_px.mean:.3f} ± {e.log_px.se:.3f}, ESS {e.ess.mean:.0f}, k̂ > 0.7 for "
-                f"{100 * e.khat_above:.1f}% of the data. Nearest to the posterior: {nearest.guide}."
+                f"{e.log_px.mean:.3f} ± {e.log_px.se:.3f}, ESS {e.ess.mean:.0f}, "
+                f"{khat_told(e)}. Nearest to the posterior: {nearest.guide}."
                 + (" Errors over seeds do not hold that of log p(x), which all share." if seed else "")
             )
             if is_doubted(e):

@@ -32,7 +32,13 @@ _UNSHOWN = ("guide", "seed", "device", "data_dir", "download")
 def page_of(comparison: Comparison, figures: Mapping[str, Figure]) -> str:
     """The page of a comparison with its diagnoses; `figures` by name, which are drawn over: files come before it."""
     one_model = comparison.reference is not None
-    heads = ["guide", "ELBO", "KL(q ‖ p(z|x))" if one_model else "KL", "log p(x)", "ESS"]
+    heads = [
+        "guide",
+        "ELBO",
+        "KL(q ‖ p(z|x))" if one_model else "KL",
+        "log p(x)",
+        f"ESS of {comparison.eval_particles:,}",
+    ]
     rows = []
     for c in comparison.done:
         found = [t.evaluation for t in c.done if t.evaluation is not None]
@@ -45,7 +51,9 @@ def page_of(comparison: Comparison, figures: Mapping[str, Figure]) -> str:
         mark = "†" if any(map(is_doubted, found)) else ""
         numbers = [plus_minus(spread.mean, spread.se) for spread in spreads]
         rows.append([c.guide + c.row.note, *numbers[:2], numbers[2] + mark, f"{found[0].ess.mean:.0f}"])
-    notes = [f"{c.guide} failed: {c.error}" for c in comparison.failed] + comparison.said()
+    error = "standard error over the seeds" if len(comparison.seeds) > 1 else "Monte Carlo standard error"
+    notes = [f"ELBO, KL and log p(x) in nats a datum, ± {error}."]
+    notes += [f"{c.guide} failed: {c.error}" for c in comparison.failed] + comparison.said()
     if any("†" in row[3] for row in rows):
         notes.append("† k-hat is above 0.7 for more than 1% of the data: more likely too low than too high.")
     return comparison_page(

@@ -32,6 +32,7 @@ __all__ = [
     "evaluation_table",
     "finite",
     "is_doubted",
+    "khat_told",
     "one_line",
     "plus_minus",
     "points_table",
@@ -438,6 +439,12 @@ def _doubt(particles: int) -> str:
 def _percent(evaluations: Sequence[Evaluation]) -> str:
     share = _share(evaluations)
     return share if share == "?" else f"{share}%"
+
+
+def khat_told(evaluation: Evaluation) -> str:
+    """Of how many data k-hat is above 0.7, or that too few particles leave it unknown, in words."""
+    share = _percent([evaluation])
+    return "k̂ unknown with so few particles" if share == "?" else f"k̂ > 0.7 for {share} of the data"
 
 
 def _share(evaluations: Sequence[Evaluation]) -> str:

@@ -149,6 +149,11 @@ def test_every_command_has_help(command: str) -> None:
     assert "Usage" in good(command, "--help").out
 
 
+def test_a_sweep_is_of_data_with_factors_unless_told() -> None:
+    assert "[default: sprites]" in good("sweep", "--help").out
+    assert "[default: digits]" in good("train", "--help").out
+
+
 def test_options_default_to_the_recipe() -> None:
     commands: Any = typer.main.get_command(app)
     for name in ("train", "compare"):

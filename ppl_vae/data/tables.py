@@ -169,9 +169,10 @@ def _parse_csv(path: Path, lines: Any) -> DataSet:
             missing = cell.strip().lower() in _MISSING
             number = 0.0 if missing else _number(cell)
             if number is None or not math.isfinite(number):
+                words = "" if number is not None else ". A column of class names is called 'label' or 'y'"
                 raise InputError(
                     f"{where}, line {lines.line_num}, column {header[i]!r}: {cell!r} is no finite number; fill it in, "
-                    "leave it empty for a missing value, or remove the line"
+                    f"leave it empty for a missing value, or remove the line{words}"
                 )
             values.append(number)
             there.append(not missing)

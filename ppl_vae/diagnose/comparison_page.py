@@ -98,9 +98,15 @@ def _lead(diagnoses: Mapping[str, Diagnosis]) -> str:
     least = min(counts.values())
     best = [guide for guide, count in counts.items() if count == least]
     found = {0: "No fault was", 1: "One fault was"}.get(least, f"{least} faults were")
-    of = "each guide" if len(best) == len(counts) > 1 else " and ".join(best)
-    rest = "" if len(best) == len(counts) else "; of the others more were"
-    return paragraph(f"{found} found of {of}{rest}.", "lead")
+    of = (
+        "any guide"
+        if least == 0 and len(best) == len(counts) > 1
+        else "each guide"
+        if len(best) == len(counts) > 1
+        else " and ".join(best)
+    )
+    rest = "" if len(best) == len(counts) else "; in the others more were"
+    return paragraph(f"{found} found in {of}{rest}.", "lead")
 
 
 def _headlines(diagnoses: Mapping[str, Diagnosis], anchors: Mapping[str, str]) -> str:

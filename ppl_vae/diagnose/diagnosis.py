@@ -125,6 +125,9 @@ class Diagnosis:
             return "Nothing can be said: no check gave an answer."
         doubts = sum(verdict.fault is None for verdict in verdicts)
         rest = f" {doubts} of {len(verdicts)} verdicts cannot be told from these numbers." if doubts else ""
+        silent = len(self.left_out)
+        if silent:
+            rest += f" {silent} of {silent + len(self.findings)} checks gave no answer."
         return f"No fault was found.{rest}"
 
     def __repr__(self) -> str:

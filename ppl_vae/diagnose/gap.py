@@ -273,7 +273,7 @@ def inference_gap(
     q*, and of annealed importance sampling from the prior: each is a lower bound in expectation.
 
     Args:
-        model, guide: modules, a pair of programs over a `Batch`.
+        model, guide: a pair of programs over a `Batch`; the guide is a module.
         data: what is looked at; a few hundred data are enough.
         train: as many data that the pair was trained on, to compare with.
         train_guide: the guide of these; None: the same. One with parameters for each datum has others for them.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..data import DataSet
+from ..errors import InputError
 from ..evaluate.chunked import Source, spans
 from ..guides.biases import Biases
 from ..objectives import ELBO
@@ -63,10 +64,16 @@ def fitted_locally(
     Raises:
         InputError: a guide in which nothing can be made a datum's own.
     """
+    if not isinstance(guide, nn.Module):
+        raise InputError(
+            f"guide is of type {type(guide).__name__}, in which nothing can be made a datum's own: write it as a "
+            "Module with a torch.nn.Linear"
+        )
     # together: a guide that runs the model runs the copy
     model, guide = copy.deepcopy((model, guide))
     for part in (model, guide):
-        part.requires_grad_(False)
+        if isinstance(part, nn.Module):  # a model may be a plain function
+            part.requires_grad_(False)
     whole = source.data.batch(torch.arange(source.size)) if isinstance(source.data, DataSet) else source.data
     if source.device is not None:
         whole = whole.to(source.device)

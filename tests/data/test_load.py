@@ -389,6 +389,7 @@ def test_csv_without_labels(tmp_path):
         ("1,2\n3,4\n", "begins with numbers; its first line has to name the columns"),
         ("a;b\n1;2\n", "is separated by ';'; use commas"),
         ("a,b\n1,2\n3,x\n", r"line 3, column 'b': 'x' is no finite number"),
+        ("a,Label\n1,cat\n2,dog\n", r"'cat' is no finite number.* A column of class names is called 'label' or 'y'"),
         ("a,b\n1,2\n\nnan,\n", "line 4 has no value; remove the line"),
         ("a,b,y\n1,2,0\n,,1\n", "line 3 has no value"),
         ("a,b\n1,inf\n3,4\n", "'inf' is no finite number"),

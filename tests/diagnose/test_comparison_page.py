@@ -36,7 +36,7 @@ def test_every_guide_has_its_verdicts_and_figures() -> None:
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     assert {a for a in re.findall(r'<a href="#([^"]+)"', text)} <= set(ids)
-    assert '<p class="lead">No fault was found of full-rank; of the others more were.</p>' in text
+    assert '<p class="lead">No fault was found in full-rank; in the others more were.</p>' in text
     assert "<p>The posterior is too narrow in dimensions 2 and 5.</p>" in text
     assert 'class="state fine">No fault</span> 0.12' in text
 
@@ -46,9 +46,9 @@ def test_no_line_ends_within_a_formula() -> None:
 
 
 def test_who_has_the_fewest_faults() -> None:
-    assert "No fault was found of each guide." in page({"a": [False], "b": [False]})
-    assert "2 faults were found of a and b; of the others more were." in page(
+    assert "No fault was found in any guide." in page({"a": [False], "b": [False]})
+    assert "2 faults were found in a and b; in the others more were." in page(
         {"a": [True, True], "b": [True, True], "c": [True] * 3}
     )
-    assert "One fault was found of a." in page({"a": [True]})
+    assert "One fault was found in a." in page({"a": [True]})
     assert "Nothing can be said: no check gave an answer." in page({"a": []})

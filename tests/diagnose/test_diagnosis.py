@@ -12,7 +12,7 @@ from made_findings import BAD_NAME, made_checks  # noqa: F401
 
 import ppl_vae
 from ppl_vae import Batch, InputError
-from ppl_vae.diagnose import Diagnosis, Verdict, ais, from_netcdf
+from ppl_vae.diagnose import Diagnosis, LeftOut, Verdict, ais, from_netcdf
 from ppl_vae.diagnose._arviz import groups_of
 from ppl_vae.diagnose.checks import CHECKS
 from ppl_vae.testing import LinearGaussian, LinearGaussianPosterior
@@ -73,6 +73,16 @@ def test_headline(faults: list[bool | None], headline: str) -> None:
 
     found = Diagnosis("pair", "data", 3, {"c": Finding()})  # type: ignore[dict-item]
     assert found.headline().lower() == headline.lower()
+
+
+def test_the_headline_without_a_fault_counts_the_checks_without_an_answer() -> None:
+    class Finding:
+        def verdicts(self) -> list[Verdict]:
+            return [Verdict("c", False, "fine", "s", 1.0, 2.0)]
+
+    left_out = {"d": LeftOut("too few data", "does not fit")}
+    found = Diagnosis("pair", "data", 3, {"c": Finding()}, left_out=left_out)  # type: ignore[dict-item]
+    assert found.headline() == "No fault was found. 1 of 2 checks gave no answer."
 
 
 def test_a_grave_fault_is_said_first_and_no_number_says_nothing() -> None:

@@ -221,3 +221,12 @@ def test_bad_input() -> None:
     with pytest.raises(InputError, match="point mass"):
         inference_gap(plain, guide_for(plain, "delta"), binary_batch(), **QUICK)
     assert isinstance(plain, models.VAE)
+
+
+def test_a_plain_function_may_be_the_model_and_not_the_guide() -> None:
+    model, guide, x = weakened("full-rank", n=8)
+    few = {**QUICK, "updates": 1, "particles": 50}
+    by_module, by_function = inference_gap(model, guide, x, **few), inference_gap(lambda b: model(b), guide, x, **few)
+    assert torch.equal(by_module.approximation, by_function.approximation)
+    with pytest.raises(InputError, match=r"guide is of type function.*write it as a Module"):
+        inference_gap(model, lambda b: guide(b), x, **few)
