@@ -171,6 +171,8 @@ def aggregate(
     _in_one_frame(axes, plane, names)
     _legend(figure, axes[0], labels, class_names)
     wrapped_title(figure, title)
+    # axes of equal units change their size as they are laid out: once is not enough, and names would be cut off
+    figure.draw_without_rendering()
     return figure
 
 
@@ -206,6 +208,8 @@ def cluster_panels(
     _in_one_frame(axes, plane, names)
     _legend(figure, axes[0], labels, class_names)
     wrapped_title(figure, title)
+    # axes of equal units change their size as they are laid out: once is not enough, and names would be cut off
+    figure.draw_without_rendering()
     return figure
 
 

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor
 
 from ppl_vae import Batch, likelihoods, models, networks
 from ppl_vae.errors import InputError
 from ppl_vae.evaluate.latent_space import (
+    Plane2D,
     adjusted_rand,
     clusters,
     decode,
@@ -23,6 +25,7 @@ from ppl_vae.evaluate.latent_space import (
     traversals,
     vector_sites,
 )
+from ppl_vae.latent_plots import aggregate
 from ppl_vae.networks import Condition
 from ppl_vae.plots import principal_components
 from ppl_vae.testing import LinearGaussian
@@ -299,3 +302,15 @@ def test_missing_labels_are_left_out_of_a_probe() -> None:
     probe = linear_probe(x, y, held, wanted)
     assert probe.right.shape == (70,)
     assert probe.accuracy == 1.0
+
+
+def test_names_along_the_axes_are_within_the_picture() -> None:
+    corners = torch.tensor([[-3.523, -2.968], [4.023, 3.668]], dtype=torch.float64)
+    z = torch.cat([codes(40) * 0, corners @ torch.eye(2, 4, dtype=torch.float64)])
+    plane = Plane2D(z[:, :2])
+    labels, names = torch.arange(len(z)) % 10, tuple(map(str, range(10)))
+    figure = aggregate({"a": z[:, :2], "b": z[:, :2]}, labels, names, plane, ("1", "2"), "codes of the data " * 8)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    for axis in figure.axes:
+        assert axis.xaxis.label.get_window_extent(canvas.get_renderer()).y0 >= 0
