@@ -125,9 +125,17 @@ def _headlines(diagnoses: Mapping[str, Diagnosis], anchors: Mapping[str, str]) -
 def _side_by_side(diagnoses: Mapping[str, Diagnosis]) -> str:
     by_guide = {guide: {v.check: v for v in reversed(each.verdicts())} for guide, each in diagnoses.items()}
     checks = list(dict.fromkeys(v.check for each in diagnoses.values() for v in each.verdicts()))
-    rows = [[escape(check), *(_cell(by_guide[guide].get(check)) for guide in diagnoses)] for check in checks]
-    caption = "Each verdict, and its statistic's value. The thresholds are the same for all guides, but for those that "
-    return table(("verdict", *diagnoses), rows, f"{caption}depend on the number of latent dimensions and draws.")
+    rows = []
+    for check in checks:
+        found = [by_guide[guide].get(check) for guide in diagnoses]
+        statistic = next(verdict.statistic for verdict in found if verdict is not None)
+        named = f'{escape(check)}<br><span class="small">{words(statistic)}</span>'
+        rows.append([named, *map(_cell, found)])
+    caption = (
+        "Each verdict, with its statistic, of which the numbers are. The thresholds are the same for all guides, but "
+        "for those that depend on the number of latent dimensions and draws."
+    )
+    return table(("verdict", *diagnoses), rows, caption)
 
 
 def _cell(verdict: Verdict | None) -> str:

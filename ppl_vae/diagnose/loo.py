@@ -133,7 +133,8 @@ class LeaveOneOut:
                 "leave-one-out",
                 figure,
                 "Each datum's log predictive density when it is left out, against the k-hat of the weights it rests on "
-                f"(dashed: {self.threshold:.2g}). Low ones are data that the model does not expect.",
+                f"(dashed: {self.threshold:.2g}, from where {self.draws:,} draws are too few). Low ones are data that "
+                "the model does not expect.",
                 f"{len(k)} data, {int(bad.sum())} with k-hat above {self.threshold:.2g}; the least expected is row "
                 f"{int(self.rows[worst])}, {self.elpd[worst].item():.1f} nats.",
             )

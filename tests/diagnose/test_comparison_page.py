@@ -39,6 +39,8 @@ def test_every_guide_has_its_verdicts_and_figures() -> None:
     assert '<p class="lead">No fault was found in full-rank; in the others more were.</p>' in text
     assert "<p>The posterior is too narrow in dimensions 2 and 5.</p>" in text
     assert 'class="state fine">No fault</span> 0.12' in text
+    statistic = Made(torch.ones(2), [False]).verdicts()[0].statistic
+    assert f'<br><span class="small">{words(statistic)}</span></th>' in text
 
 
 def test_no_line_ends_within_a_formula() -> None:
