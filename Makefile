@@ -1,5 +1,5 @@
 # make demo     installs into .venv and compares two guides on the digits
-# make test     the tests, in nine minutes on two cores; make test-all adds the long studies and the other ArviZ generation
+# make test     the tests, in eleven minutes on two cores; make test-all adds the long studies and the other ArviZ generation
 # make peers    NumPyro and pythae in an environment of their own, for python -m benchmarks.step
 # make lint types format build clean
 #
