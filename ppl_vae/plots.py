@@ -382,6 +382,9 @@ def save(figure: Figure, path: str | os.PathLike[str], overwrite: bool = False) 
     known = figure.canvas.get_supported_filetypes()
     if suffix not in known:
         raise InputError(f"out={os.fspath(path)!r}: pictures are written as {', '.join(sorted(known))}")
+    # laid out in the size that is written: where axes keep their shape the first layout cuts words off
+    figure.set_dpi(_DPI)
+    figure.draw_without_rendering()
     with replacing(path, overwrite) as temporary:
         figure.savefig(temporary, dpi=_DPI)
 
