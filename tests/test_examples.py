@@ -55,6 +55,7 @@ def test_all_examples_are_there() -> None:
         "compiled_svi",
         "conditional_vae",
         "decoders",
+        "disentangle_sprites",
         "gaussian_mixture",
         "inpainting",
         "mode_seeking",
