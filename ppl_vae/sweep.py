@@ -22,6 +22,7 @@ import torch
 from .build import DataSpec
 from .checkpoint import read_json
 from .data import DataSet, DataSplits
+from .data.arrays import evenly
 from .disentangle import Watch, factor_codes, kl_curves, metrics, reconstructions_in_time, traversals, udr
 from .errors import InputError, check_count, check_number, choose
 from .evaluate import elbo as bound_of
@@ -395,8 +396,7 @@ def _watch(ready: Any, folder: Path, going: bool) -> Watch | None:
     path = folder / "watch.npz"
     if not going:
         path.unlink(missing_ok=True)
-    rows = np.linspace(0, len(test) - 1, min(_WATCHED, len(test))).round().astype(int)
-    return Watch(test.take(rows.tolist()), path=path)
+    return Watch(test.take(evenly(len(test), _WATCHED)), path=path)
 
 
 def _draw_cell(cell: Cell, fitted: Any, watch: Watch, test: DataSet, folder: Path) -> None:

@@ -107,3 +107,18 @@ def made_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "CHECKS", made)
     for module in ("diagnosis", "page"):
         monkeypatch.setattr(f"ppl_vae.diagnose.{module}.CHECKS", made)
+
+
+def small_checks(particles: int) -> dict[str, dict[str, Any]]:
+    """Options by which every check takes seconds; as many draws a datum where log p(x) is by importance sampling."""
+    return {
+        "khat": {"particles": particles},
+        "inference_gap": {"data": 6, "particles": 50, "temperatures": 10, "chains": 2, "steps": 2, "updates": 20},
+        "reference": {"rows": 2, "chains": 4, "draws": 200, "warmup": 50, "steps": 2},
+        "sbc": {"simulations": 100, "draws": 19},
+        "c2st": {"simulations": 100, "draws": 19},
+        "latent_checks": {"size": 100, "permutations": 99},
+        "predictive_check": {"data": 40},
+        "loo": {"data": 40, "particles": particles},
+        "bdmc": {"data": 6, "temperatures": 10, "chains": 2, "steps": 2},
+    }

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
+from made_findings import small_checks
 from torch import Tensor, nn
 from trained import QUIET, data, pair
 
@@ -177,20 +177,9 @@ def test_every_diagnostic_answers_of_a_pair_on_the_gpu() -> None:
 
 
 def check_diagnostics(device: str) -> None:
-    options: dict[str, dict[str, Any]] = {
-        "khat": {"particles": 400},
-        "inference_gap": {"data": 6, "particles": 50, "temperatures": 10, "chains": 2, "steps": 2, "updates": 20},
-        "reference": {"rows": 2, "chains": 4, "draws": 200, "warmup": 50, "steps": 2},
-        "sbc": {"simulations": 100, "draws": 19},
-        "c2st": {"simulations": 100, "draws": 19},
-        "latent_checks": {"size": 100, "permutations": 99},
-        "predictive_check": {"data": 40},
-        "loo": {"data": 40, "particles": 400},
-        "bdmc": {"data": 6, "temperatures": 10, "chains": 2, "steps": 2},
-    }
     few, many = data("fixed", n=100), data("fixed", n=100, seed=1)
     model, guide = (module.to(device) for module in pair())
-    found = ppl_vae.diagnose(model, guide, few, train=many, options=options)
+    found = ppl_vae.diagnose(model, guide, few, train=many, options=small_checks(400))
     assert not found.left_out
     assert all(group.sizes for group in groups_of(found.to_arviz(draws=3)).values())
     there = found["khat"].estimates["log_px"]  # type: ignore[attr-defined]

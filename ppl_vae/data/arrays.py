@@ -11,9 +11,15 @@ from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["as_context", "as_data", "as_labels", "as_levels", "place", "refuse_non_finite", "without_hidden"]
+__all__ = ["as_context", "as_data", "as_labels", "as_levels", "evenly", "place", "refuse_non_finite", "without_hidden"]
 
 MAX_LEVELS = 256
+
+
+def evenly(size: int, count: int) -> Tensor:
+    """So many places from 0 to size - 1, spread evenly from the first to the last; all of them where there are
+    fewer."""
+    return torch.linspace(0, size - 1, min(count, size), dtype=torch.float64).round().long()
 
 
 def as_data(value: Any, *, where: str, levels: int | None = None) -> tuple[Tensor, int | None]:

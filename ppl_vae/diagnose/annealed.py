@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
-from ..evaluate import Estimate
+from ..evaluate import Estimate, effective_sample_size
 from .findings import Picture, Verdict, plain
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Annealed:
     @property
     def ess(self) -> Tensor:
         """(N,) effective number of chains, (Σ w)² / Σ w², between 1 and C."""
-        return (2 * self.log_w.logsumexp(0) - (2 * self.log_w).logsumexp(0)).exp()
+        return effective_sample_size(self.log_w)
 
     @property
     def estimate(self) -> Estimate:

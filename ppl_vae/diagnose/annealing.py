@@ -15,6 +15,7 @@ from ..batch import Batch
 from ..compiled import CompiledFunction
 from ..errors import InputError, check_count, choose
 from ..evaluate.chunked import Data, Source, device_of, evaluation, spans
+from ..evaluate.estimates import log_mean_exp
 from ..mcmc import Coordinates, State, hmc_step, spread
 from ..validation import validation
 from ..weights import Program, check_pair, sample_sites
@@ -432,14 +433,10 @@ class _Run:
                 f"{log_w[chain, datum].item():g}: the model's parameters are not finite, or its distributions are "
                 "degenerate there"
             )
-        chains = log_w.shape[0]
-        log_mean = log_w.logsumexp(0) - math.log(chains)
-        relative = (
-            (log_w - log_mean).exp().std(0) / math.sqrt(chains) if chains > 1 else log_mean.new_full((), math.nan)
-        )
+        log_mean, se = log_mean_exp(log_w)
         return Annealed(
             log_px=-log_mean if reverse else log_mean,
-            se=relative.expand_as(log_mean),
+            se=se,
             log_w=log_w,
             acceptance=acceptance,
             divergences=divergences,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..data import DataSet
+from ..data.arrays import evenly
 from ..display import Display, display
 from ..errors import InputError, check_count
 from ..evaluate.chunked import Data, Source, device_of, evaluation, spans
@@ -387,7 +388,7 @@ def some_of(data: Data, guide: Program, count: int) -> tuple[Data, Tensor | None
     size = data.shape[0] if isinstance(data, Tensor) else data.size if isinstance(data, Batch) else len(data)
     if not 0 < count < size:
         return data, None
-    rows = torch.linspace(0, size - 1, count, dtype=torch.float64).round().long()
+    rows = evenly(size, count)
     if isinstance(data, DataSet):
         return (data.batch(rows) if is_local(guide) else data.take(rows)), rows  # type: ignore[arg-type]
     if isinstance(data, Batch):

@@ -9,6 +9,7 @@ import torch
 
 from ..build import DataSpec
 from ..data import DataSet
+from ..data.arrays import evenly
 from ..errors import InputError, check_count
 from ..evaluate import kl_by_dimension
 from ..evaluate.latent_space import decode
@@ -105,7 +106,7 @@ def reconstructions_in_time(watch: Watch, spec: DataSpec, most: int = 7, title: 
     """
     if len(spec.shape) != 3:
         raise InputError(f"data of shape {tuple(spec.shape)} are no images (C, H, W); see kl_curves")
-    chosen = np.unique(np.linspace(0, len(watch.pictured) - 1, check_count("most", most)).round().astype(int))
+    chosen = evenly(len(watch.pictured), check_count("most", most)).numpy()
     at = {int(step): k for k, step in enumerate(watch.steps)}
     names = ["data"]
     for step in watch.pictured[chosen]:

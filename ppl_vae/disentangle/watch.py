@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..data import DataSet
+from ..data.arrays import evenly
 from ..errors import InputError, check_count
 from ..evaluate import kl_by_dimension, reconstruct
 
@@ -50,8 +51,7 @@ class Watch:
         self, data: DataSet, shown: int = 8, most: int = 40, path: str | os.PathLike[str] | None = None
     ) -> None:
         self.data = data.fixed()
-        rows = np.linspace(0, len(data) - 1, min(check_count("shown", shown), len(data))).round().astype(int)
-        self._shown = self.data.take(rows.tolist())
+        self._shown = self.data.take(evenly(len(data), check_count("shown", shown)))
         self.x = _array(self._shown.batch().x)
         self.most = check_count("most", most, 2)
         self.path = None if path is None else Path(path)

@@ -12,6 +12,7 @@ from ..batch import Batch
 from ..errors import InputError, check_count
 from ..objectives.base import Objective, Terms
 from ..weights import Program
+from .given import given
 from .rbm import RBM
 
 __all__ = ["ContrastiveDivergence"]
@@ -65,8 +66,8 @@ class ContrastiveDivergence(Objective):
             self.register_buffer("state", start.to(torch.get_default_dtype()))
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
-        v = self._data(model, args)
-        assert isinstance(model, RBM)
+        model, x = given(self, RBM, model, args)
+        v = self._flat(model, x)
         if self.chains is None:
             reached = model.gibbs(v, self.sweeps)
         elif self.training:
@@ -83,13 +84,8 @@ class ContrastiveDivergence(Objective):
     def first_bad(self, model: Program, batch: Batch) -> str:
         return "the free energy of the data or of the chains"
 
-    def _data(self, model: Program, args: tuple[Any, ...]) -> Tensor:
-        if not isinstance(model, RBM):
-            raise InputError(f"ContrastiveDivergence trains an RBM; got a {type(model).__name__}")
-        batch = next((arg for arg in args if isinstance(arg, Batch)), None)
-        if batch is None or batch.x is None:
-            raise InputError("ContrastiveDivergence needs a Batch with x")
-        v = batch.x.flatten(1)
+    def _flat(self, model: RBM, x: Tensor) -> Tensor:
+        v = x.flatten(1)
         if v.shape[1] != model.visible:
             raise InputError(f"batch.x has {v.shape[1]} elements a datum, and the RBM {model.visible} visible units")
         if self.chains is not None and self.state.shape[1] != model.visible:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError, check_count, check_number
 from ..mcmc import State, hmc_step
 
-__all__ = ["Chain", "ChainError", "langevin", "stable_step"]
+__all__ = ["Chain", "ChainError", "check_step", "langevin", "stable_step"]
 
 Energy = Callable[[Tensor], Tensor]
 
@@ -66,10 +66,7 @@ def langevin(
     (https://arxiv.org/abs/1904.09770).
     """
     check_count("steps", steps, 0)
-    check_number("step_size", step_size, above=0.0)
-    check_number("noise", noise, least=0.0)
-    if adjust and noise != 1.0:
-        raise InputError(f"noise={noise:g} is of unadjusted chains: give adjust=False, or noise=1")
+    check_step(step_size, adjust, noise)
     before = x = x.detach()
     one = torch.ones((), dtype=x.dtype, device=x.device)
     if adjust:
@@ -99,6 +96,14 @@ def langevin(
             else f"step_size={step_size:g}: {int(runaway.sum())} of {len(x)} chains began where the energy is no number"
         )
     return Chain(x.detach(), acceptance.detach())
+
+
+def check_step(step_size: float, adjust: bool, noise: float) -> None:
+    """Raise `InputError` for what cannot be a step of `langevin`."""
+    check_number("step_size", step_size, above=0.0)
+    check_number("noise", noise, least=0.0)
+    if adjust and noise != 1.0:
+        raise InputError(f"noise={noise:g} is of unadjusted chains: give adjust=False, or noise=1")
 
 
 def stable_step(energy: Energy, x: Tensor, iterations: int = 20) -> float:

@@ -11,7 +11,8 @@ from ..batch import Batch
 from ..errors import InputError, check_count, check_number
 from ..objectives.base import Objective, Terms
 from ..weights import Program
-from .langevin import langevin, stable_step
+from .given import given
+from .langevin import check_step, langevin, stable_step
 from .model import EnergyModel
 
 __all__ = ["LangevinLikelihood"]
@@ -66,11 +67,8 @@ class LangevinLikelihood(Objective):
         super().__init__()
         self.chains = check_count("chains", chains)
         self.steps = check_count("steps", steps)
-        self.step_size = check_number("step_size", step_size, above=0.0)
-        self.noise = check_number("noise", noise, least=0.0)
-        if adjust and noise != 1.0:
-            raise InputError(f"noise={noise:g} is of unadjusted chains: give adjust=False, or noise=1")
-        self.adjust = adjust
+        check_step(step_size, adjust, noise)
+        self.step_size, self.adjust, self.noise = float(step_size), adjust, float(noise)
         self.renew = check_number("renew", renew, least=0.0)
         if renew > 1:
             raise InputError(f"renew={renew!r} is a share of the chains, from 0 to 1")
@@ -79,8 +77,12 @@ class LangevinLikelihood(Objective):
         self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
-        x = self._data(model, args)
-        assert isinstance(model, EnergyModel)
+        model, x = given(self, EnergyModel, model, args)
+        if x.shape[1:] != model.shape or self.state.shape[1:] != model.shape:
+            raise InputError(
+                f"batch.x is {tuple(x.shape[1:])} a datum and shape={tuple(self.state.shape[1:])}; the model's "
+                f"is {tuple(model.shape)}"
+            )
         reached, acceptance = self.state.to(x.dtype), x.new_ones(())
         if self.training:
             fresh = model.base(self.chains)
@@ -114,19 +116,6 @@ class LangevinLikelihood(Objective):
             advice = f"; at the Gaussian, steps of {stable:.2g} or less are stable" if stable > 0 else ""
             return f"the Langevin chains, which ran away with step_size={self.step_size:g}{advice}"
         return "the energy of the data or of the chains"
-
-    def _data(self, model: Program, args: tuple[Any, ...]) -> Tensor:
-        if not isinstance(model, EnergyModel):
-            raise InputError(f"LangevinLikelihood trains an EnergyModel; got a {type(model).__name__}")
-        batch = next((arg for arg in args if isinstance(arg, Batch)), None)
-        if batch is None or batch.x is None:
-            raise InputError("LangevinLikelihood needs a Batch with x")
-        if batch.x.shape[1:] != model.shape or self.state.shape[1:] != model.shape:
-            raise InputError(
-                f"batch.x is {tuple(batch.x.shape[1:])} a datum and shape={tuple(self.state.shape[1:])}; the model's "
-                f"is {tuple(model.shape)}"
-            )
-        return batch.x
 
     def extra_repr(self) -> str:
         return f"chains={self.chains}, steps={self.steps}, step_size={self.step_size:g}, adjust={self.adjust}"

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..errors import InputError, check_count
-from ..evaluate import Estimate
+from ..evaluate import Estimate, effective_sample_size
+from ..evaluate.estimates import log_mean_exp
 from ..isolation import device_of, evaluation
 from .rbm import RBM
 
@@ -49,13 +50,12 @@ class LogPartition:
     @property
     def ess(self) -> float:
         """Effective number of forward chains, (Σ w)² / Σ w²."""
-        return float((2 * self.log_w.logsumexp(0) - (2 * self.log_w).logsumexp(0)).exp())
+        return float(effective_sample_size(self.log_w.unsqueeze(1)))
 
 
 def _log_mean(log_w: Tensor) -> Estimate:
-    n = len(log_w)
-    w = (log_w - log_w.max()).exp()
-    return Estimate(float(log_w.logsumexp(0)) - math.log(n), float(w.std() / w.mean()) / math.sqrt(n), math.nan, n)
+    mean, se = log_mean_exp(log_w)
+    return Estimate(float(mean), float(se), math.nan, len(log_w))
 
 
 @torch.no_grad()

@@ -125,12 +125,10 @@ class RBM(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """The Pyro program p(x): x is observed, or where `batch.x` is None drawn by 1,000 sweeps of Gibbs sampling."""
         x = batch.x
+        site = Unnormalized(self.log_prob, self.sample, (self.visible,), constraints.boolean)
         with pyro.plate("data", batch.size, dim=-1):
-            flat: Tensor = pyro.sample("x", self._site(), obs=None if x is None else x.flatten(1))
+            flat: Tensor = pyro.sample("x", site, obs=None if x is None else x.flatten(1))
         return flat if x is None else x
-
-    def _site(self) -> Unnormalized:
-        return Unnormalized(self.log_prob, self.sample, (self.visible,), constraints.boolean)
 
     @torch.no_grad()
     def sample(self, count: int, sweeps: int = 1000, start: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Estimate", "Moments"]
+__all__ = ["Estimate", "Moments", "log_mean_exp"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,16 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.mean:.2f} ± {self.se:.2g}"
+
+
+def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """The log of the mean of weights along the first dimension, and its standard error by the delta method; NaN of a
+    single weight."""
+    count = log_w.shape[0]
+    log_mean = log_w.logsumexp(0) - math.log(count)
+    if count < 2:
+        return log_mean, torch.full_like(log_mean, math.nan)
+    return log_mean, (log_w - log_mean).exp().std(0) / math.sqrt(count)
 
 
 class Moments:

@@ -21,13 +21,38 @@ from .base import Amortized
 from .biases import Biases
 from .points import mirrored
 
-__all__ = ["Refined", "check_steps"]
+__all__ = ["OfSteps", "Refined", "check_steps"]
 
 MOST = 2.0
 """A step is drawn out to twice of what was tried, and no further: beyond, a parabola knows little."""
 
 
-class Refined(Guide):
+class OfSteps(Guide):
+    """A guide whose q is made by steps on the ELBO of a model, which it runs and does not own.
+
+    Attributes:
+        steps: K.
+        differentiate: whether the gradient goes through them.
+    """
+
+    needs_shared = True
+    steps: int
+    differentiate: bool
+
+    def hold(self, model: LatentModel) -> None:
+        """Keep the model that is run."""
+        self._model = (model,)  # in a tuple: neither moved nor saved with the guide
+
+    @property
+    def follows_model(self) -> bool:
+        return self.differentiate and self.steps > 0
+
+    @property
+    def runs(self) -> LatentModel:
+        return self._model[0].whole
+
+
+class Refined(OfSteps):
     r"""An amortized guide of any family with biases of each datum's own, found by a few steps on its ELBO.
 
     The guide's affine layers, which turn the encoder's features h(x) into q's numbers, return
@@ -83,7 +108,6 @@ class Refined(Guide):
         torch.Size([5, 2])
     """
 
-    needs_shared = True
     noise: Tensor
 
     def __init__(
@@ -104,17 +128,9 @@ class Refined(Guide):
         self.scores_given = guide.scores_given
         self.steps, self.lr, self.largest = steps, float(lr), float(largest)
         self.differentiate = differentiate
-        self._model = (model,)  # in a tuple: run, but neither moved nor saved with the guide
+        self.hold(model)
         noise = mirrored(2 * steps, particles, sum(self.noise_sizes.values()))
         self.register_buffer("noise", noise.reshape(steps, 2, *noise.shape[1:]))
-
-    @property
-    def follows_model(self) -> bool:
-        return self.differentiate and self.steps > 0
-
-    @property
-    def runs(self) -> LatentModel:
-        return self._model[0].whole
 
     def forward(self, batch: Batch, **latents: Tensor) -> dict[str, Tensor]:
         features = self.guide.encoder(batch, **latents)

@@ -21,7 +21,7 @@ from ..networks import Head, families
 from ..options import check_options, construct, parse
 from ..weights import sample_sites, score_site
 from .base import Amortized, guides
-from .refined import Refined, check_steps
+from .refined import OfSteps, Refined, check_steps
 
 __all__ = ["SemiAmortized"]
 
@@ -30,7 +30,7 @@ LR_OF_ANY, PARTICLES_OF_ANY = 0.7, 8
 
 
 @guides.register("semi-amortized")
-class SemiAmortized(Amortized):
+class SemiAmortized(OfSteps, Amortized):
     r"""Amortized guide refined by a few gradient steps on each datum's ELBO, under the model itself.
 
     Of a Gaussian, `family`, they are natural-gradient steps, told here. With `base` a guide of any other amortized
@@ -91,7 +91,6 @@ class SemiAmortized(Amortized):
         Marino, Yue and Mandt, Iterative amortized inference, ICML 2018 (https://arxiv.org/abs/1807.09356).
     """
 
-    needs_shared = True
     signs: Tensor
 
     def __init__(
@@ -129,15 +128,7 @@ class SemiAmortized(Amortized):
             self.covered = min(1.0, (particles + 1) // 2 / _size(numbers))
         self.family, self.steps, self.lr, self.largest = family, steps, float(lr), float(largest)
         self.differentiate = differentiate
-        self._model = (model,)  # in a tuple: run, but neither moved nor saved with the guide
-
-    @property
-    def follows_model(self) -> bool:
-        return self.differentiate and self.steps > 0
-
-    @property
-    def runs(self) -> LatentModel:
-        return self._model[0].whole
+        self.hold(model)
 
     def forward(self, batch: Batch, **latents: Tensor) -> dict[str, Tensor]:
         draws: dict[str, Tensor] = (super().forward if self.refined is None else self.refined)(batch, **latents)

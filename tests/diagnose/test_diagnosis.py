@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import trained
-from made_findings import BAD_NAME, made_checks  # noqa: F401
+from made_findings import BAD_NAME, made_checks, small_checks  # noqa: F401
 
 import ppl_vae
 from ppl_vae import Batch, InputError
@@ -262,24 +262,11 @@ def test_every_check_can_be_loaded_and_takes_its_options() -> None:
             check.settings(budget, settings)  # type: ignore[arg-type]
 
 
-SMALL: dict[str, dict[str, Any]] = {
-    "khat": {"particles": 100},
-    "inference_gap": {"data": 6, "particles": 50, "temperatures": 10, "chains": 2, "steps": 2, "updates": 20},
-    "reference": {"rows": 2, "chains": 4, "draws": 200, "warmup": 50, "steps": 2},
-    "sbc": {"simulations": 100, "draws": 19},
-    "c2st": {"simulations": 100, "draws": 19},
-    "latent_checks": {"size": 100, "permutations": 99},
-    "predictive_check": {"data": 40},
-    "loo": {"data": 40, "particles": 100},
-    "bdmc": {"data": 6, "temperatures": 10, "chains": 2, "steps": 2},
-}
-
-
 @pytest.mark.slow
 def test_every_verdict_is_documented_with_its_threshold_and_false_alarm_rate(tmp_path: Path) -> None:
     """All checks give an answer of a plain pair; the table of docs/diagnose.md has a row for each verdict."""
     few, many = trained.data("fixed", n=120), trained.data("fixed", n=120, seed=1)
-    found = ppl_vae.diagnose(*trained.pair(), few, train=many, options=SMALL)
+    found = ppl_vae.diagnose(*trained.pair(), few, train=many, options=small_checks(100))
     assert not found.left_out
     page = (Path(__file__).parents[2] / "docs" / "diagnose.md").read_text(encoding="utf-8")
     rows = dict(line.strip("| \n").split(" | ", 1) for line in page.splitlines() if line.startswith("| "))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from resumption import check_resumption
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
@@ -153,20 +154,9 @@ def test_a_traced_step_is_the_eager_one(adjust: bool) -> None:
 
 
 def test_training_resumes_bit_for_bit_with_its_chains(tmp_path: Path) -> None:
-    x = MIXTURE.sample((64,))
-
-    def trained(folder: Path, epochs: int, resume: bool = False) -> tuple[EnergyModel, LangevinLikelihood]:
-        torch.manual_seed(0)
-        model, loss = EnergyModel(net(8), (2,)), LangevinLikelihood(16, (2,), steps=3)
-        options = {"epochs": epochs, "batch_size": 16, "run_dir": folder, "resume": resume, "progress": False}
-        fit(model, NoLatents(), x, loss, **options)  # type: ignore[arg-type]
-        return model, loss
-
-    whole, chains = trained(tmp_path / "whole", 4)
-    trained(tmp_path / "parts", 2)
-    again, others = trained(tmp_path / "parts", 4, resume=True)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
-    assert torch.equal(chains.state, others.state)
+    check_resumption(
+        tmp_path, MIXTURE.sample((64,)), lambda: (EnergyModel(net(8), (2,)), LangevinLikelihood(16, (2,), steps=3))
+    )
 
 
 def test_a_run_whose_chains_run_away_stops_and_says_so() -> None:

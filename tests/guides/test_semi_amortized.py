@@ -9,6 +9,7 @@ import pytest
 import torch
 from programs import SHAPE, GlobalWeight, SemiSupervised, TwoLayer, binary_batch, vae
 from pyro import poutine
+from slopes import slopes_of
 from test_mixture import OnSupports
 from torch import Tensor
 from torch.distributions import constraints
@@ -335,31 +336,7 @@ def test_differentiated_steps_give_the_exact_gradient(family: Family) -> None:
     give another, which goes the same way."""
     model, batch = vae(), binary_batch()
     guide = guide_of(model, family, steps=3, lr=0.3)
-    objective = ELBO(particles=3, kl="monte-carlo")
-    parameters = [*guide.parameters(), *model.parameters()]
-    directions = [torch.randn_like(p) for p in parameters]
-
-    def value(step: float) -> float:
-        with torch.no_grad():
-            for p, d in zip(parameters, directions, strict=True):
-                p.add_(d, alpha=step)
-            torch.manual_seed(0)
-            loss = objective.loss(model, guide, batch)
-            for p, d in zip(parameters, directions, strict=True):
-                p.sub_(d, alpha=step)
-        return loss
-
-    def along(differentiate: bool) -> tuple[float, Tensor]:
-        guide.differentiate = differentiate
-        torch.manual_seed(0)
-        loss = objective.differentiable_loss(model, guide, batch)
-        gradients = torch.autograd.grad(loss, parameters)
-        slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
-        return slope, torch.cat([g.flatten() for g in gradients])
-
-    wanted = (value(1e-5) - value(-1e-5)) / 2e-5
-    exact, whole = along(True)
-    first_order, part = along(False)
+    wanted, (exact, whole), (first_order, part) = slopes_of(model, guide, batch, particles=3)
     assert exact == pytest.approx(wanted, rel=1e-6)
     assert first_order != pytest.approx(wanted, rel=1e-3)
     assert float(torch.cosine_similarity(whole, part, dim=0)) > 0.5
