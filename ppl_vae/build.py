@@ -255,14 +255,16 @@ def build_model(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentMod
             )
         given["condition"] = Condition(len(spec.class_names), spec.context)
     width = given["condition"].width if "condition" in given else given.get("classes", 0)
-    features = _encoder(config, spec, some, given.get("condition"))
-    decode = decoder(
-        config.network,
-        config.latent + width,
-        spec.shape,
-        likelihood.parameters_per_element,
-        config.hidden[::-1],
-    )
+    features, decode = None, None
+    if not _makes_networks(model_class):
+        features = _encoder(config, spec, some, given.get("condition"))
+        decode = decoder(
+            config.network,
+            config.latent + width,
+            spec.shape,
+            likelihood.parameters_per_element,
+            config.hidden[::-1],
+        )
     model = construct(
         "model",
         config.model,
@@ -279,7 +281,7 @@ def build_model(config: PairConfig, data: DataSet | DataSpec) -> tuple[LatentMod
                 f"prior={config.prior_label!r} and model={config.model_label!r} each name a p(z); leave one of them out"
             )
         replace_prior(model, _prior(config, model, spec, some))
-    return model, features
+    return model, _own_encoder(model, spec, some) if features is None else features
 
 
 def check_has_decoder(config: PairConfig) -> None:
@@ -309,13 +311,27 @@ def build_prior(name: str, model: nn.Module, options: Mapping[str, Any] | None =
     return construct("prior", name, part, size, offered=offered, options=checked)
 
 
-def build_encoder(config: PairConfig, data: DataSet, condition: Condition | None = None) -> Encoder:
+def build_encoder(
+    config: PairConfig, data: DataSet, condition: Condition | None = None, model: nn.Module | None = None
+) -> Encoder:
     """The encoder that `build` would make, for a model of a person's own.
 
     Args:
         condition: what the model is conditioned on, and its encoder sees.
+        model: the model; one that `makes_networks` makes its encoder too.
     """
-    return _encoder(config, DataSpec.of(data), _some(data), condition)
+    spec, some = DataSpec.of(data), _some(data)
+    return _encoder(config, spec, some, condition) if not _makes_networks(model) else _own_encoder(model, spec, some)
+
+
+def _makes_networks(model: object) -> bool:
+    """Whether a model, or a class of models, makes networks of its own, as those on grids do."""
+    return bool(getattr(model, "makes_networks", False))
+
+
+def _own_encoder(model: Any, spec: DataSpec, some: Batch | None) -> Encoder:
+    # a guide for such a model knows what it is given: no features of a vector
+    return cast("Encoder", model.make_encoder(*_standardization(some, spec.shape), spec.masked))
 
 
 def build_guide(

@@ -120,6 +120,8 @@ class Guide(nn.Module, ABC):
         needs_shared: whether such a guide has to be given the values of what is shared, as one that runs the model.
         follows_model: whether q is a function of the model's parameters too, with a gradient by them.
         runs: the model that it runs, where it runs one; it is refused with any other.
+        trained_by: the name of the one objective that trains it, where its draws pass no gradient and have no
+            probability that could take one; other objectives refuse it.
     """
 
     scores_given: bool = True
@@ -127,6 +129,7 @@ class Guide(nn.Module, ABC):
     sites: tuple[str, ...] = ()
     takes_shared: ClassVar[bool] = False
     needs_shared: ClassVar[bool] = False
+    trained_by: ClassVar[str | None] = None
 
     @property
     def follows_model(self) -> bool:

@@ -241,7 +241,7 @@ class _Residual(nn.Module):
         return out
 
 
-def _conv_block(channels: int, activation: type[nn.Module]) -> nn.Module:
+def conv_block(channels: int, activation: type[nn.Module]) -> nn.Module:
     return _Residual(
         nn.Sequential(
             activation(),
@@ -293,11 +293,11 @@ class ConvEncoder(Body):
         for before, after in pairwise([shape[0], *widths]):
             steps.append(nn.Conv2d(before, after, window, stride=2, padding=1))
             if residual:
-                steps.append(_conv_block(after, activation))
+                steps.append(conv_block(after, activation))
             steps.append(activation())
         flat = widths[-1] * math.prod(_sizes(shape, len(widths))[-1])
         self.net = nn.Sequential(*steps, nn.Flatten(), nn.Linear(flat, features), activation())
-        _channels_last(self.net)
+        channels_last(self.net)
 
     def body(self, x: Tensor) -> Tensor:
         return flatten_left(self.net, x, 3)
@@ -401,7 +401,7 @@ class PartialConvEncoder(Body):
         )
         self.activation = activation()
         self.dense = nn.Linear(widths[-1] * math.prod(_sizes(shape, len(widths))[-1]), features)
-        _channels_last(self.convolutions)
+        channels_last(self.convolutions)
 
     def body(self, x: Tensor) -> Tensor:
         left = x.shape[:-3]
@@ -467,18 +467,18 @@ class ConvDecoder(Body):
             (height, breadth), (small_height, small_breadth) = sizes[i], sizes[i + 1]
             padding = (height - (2 * small_height + window - 4), breadth - (2 * small_breadth + window - 4))
             if residual:
-                steps += [_conv_block(before, activation), activation()]
+                steps += [conv_block(before, activation), activation()]
             steps.append(nn.ConvTranspose2d(before, after, window, stride=2, padding=1, output_padding=padding))
             if i > 0:
                 steps.append(activation())
         self.net = nn.Sequential(*steps)
-        _channels_last(self.net)
+        channels_last(self.net)
 
     def body(self, z: Tensor) -> Tensor:
         return flatten_left(self.net, z, 1)
 
 
-def _channels_last(net: nn.Module) -> None:
+def channels_last(net: nn.Module) -> None:
     """Kernels in the layout that convolutions work in, which their outputs then have too: in another one every layer
     of a compiled step is copied back and forth, a fifth of its time on a CPU."""
     net.to(memory_format=torch.channels_last)

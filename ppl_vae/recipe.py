@@ -392,7 +392,7 @@ def _build(
     else:
         model = _own_model(given.model, train)
         condition = getattr(model, "condition", None)
-        encoder = build_encoder(pair, train, condition if isinstance(condition, Condition) else None)
+        encoder = build_encoder(pair, train, condition if isinstance(condition, Condition) else None, model)
     if given.weights is not None:
         if getattr(prior_of(model), "of_guide", False):
             run = source or "RUN"

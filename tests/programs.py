@@ -14,7 +14,7 @@ from ppl_vae.networks import Condition, join
 
 SHAPE = (1, 2, 3)
 OF_DISCRETE = ("enumerated", "exact")  # guides of discrete latents alone
-OF_ONE_MODEL = (*OF_DISCRETE, "structured")  # guides that few models have a use for
+OF_ONE_MODEL = (*OF_DISCRETE, "structured", "nearest")  # guides that few models have a use for
 
 
 def binary_batch(n: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch:

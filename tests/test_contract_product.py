@@ -41,10 +41,16 @@ OPTIONS = {
 VECTORS = {"gaussian-mixture": "enumerated"}
 SUMS = ("enumerated", "exact")  # guides that sum over values, and draw none
 
+# Models of grids of codes, which make their networks themselves, and have a guide of their own.
+GRIDS = ("vqvae", "vqvae2")
+OF_GRIDS = {"codebook": 5, "size": 3, "downsample": 2, "channels": 4, "blocks": 1}
+
 
 def make_model(name: str) -> LatentModel:
     if name == "gaussian-mixture":
         return models.GaussianMixture(components=3, size=2)
+    if name in GRIDS:
+        return models.models.get(name)(None, likelihoods.Bernoulli(SHAPE), **OF_GRIDS)  # type: ignore[call-arg]
     condition = CONDITIONS.get(name)
     given = {} if condition is None else {"condition": condition}
     inputs = LATENT + (0 if condition is None else condition.width)
@@ -56,7 +62,8 @@ def make_model(name: str) -> LatentModel:
 
 def make_guide(name: str, model_name: str, model: LatentModel) -> Guide:
     shape = (2,) if model_name in VECTORS else SHAPE
-    encoder = networks.encoder("mlp", shape, (8,), condition=CONDITIONS.get(model_name))
+    encoder: Any = networks.encoder("mlp", shape, (8,), condition=CONDITIONS.get(model_name))
+    encoder = model.make_encoder() if isinstance(model, models.Quantized) else encoder
     guide: Guide = build_guide(guides.guides.get(name), model, encoder, SIZE, OPTIONS.get(name))
     return guide
 
@@ -68,6 +75,8 @@ def make_objective(name: str, model: LatentModel) -> Objective:
     given["factor"] = {"model": model, "hidden": 6, "layers": 1}
     if name == "semi-supervised":
         return objectives.SemiSupervised("iwae", particles=3)
+    if name == "vq":
+        return objectives.VQ()  # of a guide with one draw
     return objectives.objectives.get(name)(particles=3, **given.get(name, {}))
 
 
@@ -79,10 +88,14 @@ def refusal(model_name: str, guide_name: str, objective_name: str) -> str | None
     """The words with which an objective refuses a model or a guide that it has no use for."""
     if objective_name == "structured-elbo" and guide_name != "structured":
         return "StructuredELBO is of StructuredVAE with the guide Structured"
-    if objective_name == "transport-score-climbing" and model_name in WITH_CLASSES:
+    if objective_name == "vq" and guide_name != "nearest":
+        return "VQ is of VQVAE and VQVAE2 with the guide Nearest"
+    if objective_name == "transport-score-climbing" and (model_name in WITH_CLASSES or model_name in GRIDS):
         return "moves its chains along gradients"
     if objective_name == "semi-supervised" and model_name not in WITH_CLASSES:
         return "needs a guide with a classifier"
+    if guide_name == "nearest" and objective_name != "vq":
+        return "is discrete|does not train Nearest"
     discrete = model_name in (*WITH_CLASSES, *VECTORS)
     if objective_name == "factor" and (discrete or model_name in SHARED or guide_name == "mixture"):
         return "is discrete|is enumerated|shared by all data"
@@ -110,6 +123,10 @@ def pair_refusal(model_name: str, guide_name: str) -> str | None:
     """The words with which a guide refuses a model, or a model all guides but its own."""
     if guide_name == "structured":
         return None if model_name == "structured-vae" else "guide='structured' is of model='structured-vae'"
+    if guide_name == "nearest":
+        return None if model_name in GRIDS else "is of models with a codebook|does not fit StructuredVAE"
+    if model_name in GRIDS:
+        return "is a guide of discrete latents, one number each|is discrete|is of Gaussians|no bijection"
     if model_name == "structured-vae":
         return "does not fit StructuredVAE, .* use guide='structured'"
     if (model_name in VECTORS) != (guide_name in SUMS):
@@ -143,7 +160,11 @@ def is_plain(combination: tuple[str, ...]) -> bool:
     """Whether at most one part is not the plainest of its kind (or goes with one that is not): tested by default."""
     if combination in (("m2", "mean-field", "semi-supervised"), ("structured-vae", "structured", "structured-elbo")):
         return True
-    plain = [("vae", "mean-field", "elbo"), *((name, guide, "elbo") for name, guide in VECTORS.items())]
+    plain = [
+        ("vae", "mean-field", "elbo"),
+        ("vqvae", "nearest", "vq"),
+        *((name, guide, "elbo") for name, guide in VECTORS.items()),
+    ]
     return any(sum(a != b for a, b in zip(combination, each, strict=True)) <= 1 for each in plain)
 
 
@@ -279,7 +300,11 @@ def test_the_covering_set_has_every_part() -> None:
         assert {c[k] for c in COVERING} == set(registry)
 
 
-@pytest.mark.parametrize(NAMES, COVERING)
+@pytest.mark.parametrize(
+    NAMES,
+    # the compiler takes long over convolutions
+    [pytest.param(*c, marks=pytest.mark.slow) if c[0] in GRIDS else c for c in COVERING],
+)
 def test_a_covering_set_compiles(model_name: str, guide_name: str, objective_name: str) -> None:
     if is_refused(model_name, guide_name, objective_name):  # of the product; none in the covering set
         return

@@ -15,6 +15,7 @@ from .local import Local
 from .low_rank import LowRank
 from .mean_field import MeanField
 from .mixture import Mixture
+from .nearest import Encoded, Nearest
 from .planar import Planar
 from .radial import Radial
 from .refined import Refined
@@ -31,6 +32,7 @@ __all__ = [
     "Classified",
     "Combined",
     "Delta",
+    "Encoded",
     "Enumerated",
     "Exact",
     "Flow",
@@ -41,6 +43,7 @@ __all__ = [
     "LowRank",
     "MeanField",
     "Mixture",
+    "Nearest",
     "Planar",
     "Radial",
     "Refined",

@@ -17,6 +17,7 @@ from .structured import StructuredELBO
 from .total_correlation import BetaTCVAE
 from .transport import TransportScoreClimbing
 from .tvo import TVO
+from .vq import VQ
 from .wake import Wake
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "IWAE",
     "STL",
     "TVO",
+    "VQ",
     "BetaTCVAE",
     "Capacity",
     "Constrained",

@@ -134,6 +134,12 @@ class Objective(PyroELBO, nn.Module):
         raise NotImplementedError("objectives of this package are built on log_weights, not on Pyro's traces")
 
     def _check_guide(self, guide: Program) -> None:
+        wanted = getattr(guide, "trained_by", None)
+        if wanted is not None and type(self) is not objectives.get(wanted):
+            raise InputError(
+                f"{type(self).__name__} does not train {type(guide).__name__}, whose draws pass no gradient and whose "
+                f"probabilities take none; use {objectives.get(wanted).__name__}, objective={wanted!r}"
+            )
         if self.density and not getattr(guide, "density", True):
             raise no_density(type(guide).__name__)
         if self.scores_given and not getattr(guide, "scores_given", True):

@@ -2,6 +2,7 @@
 
 from .autoregressive import Autoregressive
 from .base import Prior, bind, prior_of, prior_site, priors, replace_prior
+from .codes import CodePrior, UniformCodes
 from .flow import Flow
 from .mixture import Mixture
 from .standard_normal import StandardNormal
@@ -9,10 +10,12 @@ from .vamp import Vamp
 
 __all__ = [
     "Autoregressive",
+    "CodePrior",
     "Flow",
     "Mixture",
     "Prior",
     "StandardNormal",
+    "UniformCodes",
     "Vamp",
     "bind",
     "prior_of",

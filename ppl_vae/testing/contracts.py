@@ -19,7 +19,8 @@ from torch.nn.parameter import is_lazy
 
 from ..batch import Batch
 from ..core import Guide, LatentModel, LatentSpec
-from ..objectives import ELBO, Objective
+from ..objectives import ELBO, Objective, objectives
+from ..quantize import Certain
 from ..validation import validation
 from ..weights import check_pair, is_per_datum, log_weights, point_masses, sample_sites, score_site
 
@@ -83,7 +84,8 @@ def check_guide(guide: Guide, model: LatentModel, batch: Batch) -> None:
       supports, and are returned by site.
     - Any dimensions to the left, and values (C, 1, 1, \\*event), as for models, where the guide `scores_given` draws.
     - `distribution`, where it is offered, is what the program draws from, draws nothing and opens no plate.
-    - Every parameter has a finite gradient that is not 0, under the ELBO (under log q where draws pass none).
+    - Every parameter has a finite gradient that is not 0, under the ELBO (under log q where draws pass none,
+      under the one objective that trains it, `Guide.trained_by`, where there is such a one).
     - Parameters, constants, saving and seeds as for models.
 
     Args:
@@ -117,7 +119,10 @@ def check_guide(guide: Guide, model: LatentModel, batch: Batch) -> None:
                 guide, batch, lambda g, b, values: _log_probs(g, b, values if score else {}), "guide", beside=(model,)
             )
         weights = log_weights(model, guide, batch, particles=2)
-        if weights.rigid:
+        if guide.trained_by is not None:
+            own = objectives.get(guide.trained_by)()
+            _check_gradients({"guide": guide}, own.differentiable_loss(model, guide, batch), type(own).__name__)
+        elif weights.rigid:
             _check_gradients({"guide": guide}, weights.log_q.sum(), "log q(z | x)")
         else:
             loss = ELBO(particles=2, kl="monte-carlo").differentiable_loss(model, guide, batch)
@@ -162,7 +167,8 @@ def check_objective(
 
         def loss(o: Objective) -> dict[str, Tensor]:
             with _naming("terms"):
-                return {"loss": o.terms(model, guide, batch).loss.detach()}
+                # an objective may move buffers of the pair, as of a codebook
+                return {"loss": o.terms(*_copy((model, guide)), batch).loss.detach()}
 
         random = None if _is_summed(model, guide, batch) else _is_random(guide, batch)
         _check_seeds(lambda: loss(_copy(objective)), "objective", "loss", random)
@@ -406,10 +412,11 @@ def _check_generation(model: LatentModel, batch: Batch) -> None:
 
 
 def _is_random(guide: Guide, batch: Batch) -> bool:
-    """Whether some site of the guide is no point mass."""
+    """Whether some site of the guide is no point mass, and not sure of its value."""
     with _naming("running the guide on the batch"), torch.no_grad():
         trace = poutine.trace(guide).get_trace(batch)
-    return len(point_masses(trace)) < len(sample_sites(trace))
+    sure = [name for name, site in sample_sites(trace) if isinstance(site["fn"], Certain)]
+    return len(point_masses(trace)) + len(sure) < len(sample_sites(trace))
 
 
 def _is_summed(model: LatentModel, guide: Guide, batch: Batch) -> bool:
@@ -800,4 +807,4 @@ def _check_state(objective: Objective, model: LatentModel, guide: Guide, batch: 
     moved = sorted(name for name, value in numbers(o).items() if plain.get(name, value) != value)
     _expect(not moved, f"{', '.join(moved)} changes from call to call: state is kept in buffers, or it is not saved")
     _check_module(o, "objective")
-    _check_saving(o, lambda o: {"loss": o.terms(model, guide, batch).loss.detach()}, "objective")
+    _check_saving(o, lambda o: {"loss": o.terms(*_copy((model, guide)), batch).loss.detach()}, "objective")
