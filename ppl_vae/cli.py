@@ -131,7 +131,13 @@ DataDir = Annotated[Path, typer.Option(help="Where torchvision's data sets are k
 Download = Annotated[bool, typer.Option(help="Whether what is missing may be downloaded.", rich_help_panel=_DATA)]
 Model = Annotated[str, typer.Option(help="See `ppl-vae list`.", rich_help_panel=_PARTS)]
 Guide = Annotated[
-    str, typer.Option(help="See `ppl-vae list`; with options as in low-rank:rank=3.", rich_help_panel=_PARTS)
+    str | None,
+    typer.Option(
+        help="See `ppl-vae list`; with options as in low-rank:rank=3. (default: mean-field, or what the model is made "
+        "for)",
+        rich_help_panel=_PARTS,
+        show_default=False,
+    ),
 ]
 Guides = Annotated[
     str,

@@ -52,6 +52,7 @@ EPOCHS = 200
 DATA_SEEN = 3_000_000
 """Epochs are fewer where there are many data: so many are seen in all, in 10 epochs at least."""
 
+USUAL_GUIDE = "mean-field"
 VALIDATION_SHARE = 0.1
 CHECKPOINTS = 20
 
@@ -65,8 +66,9 @@ class Recipe:
         data: a name or a path, see `ppl_vae.data.load`.
         labels: of the training data so many keep their label, as many of each class, by the seed; None: all do.
         model, guide, prior, objective: names, see `ppl-vae list`, with options after colons: "low-rank:rank=3".
-            The objective None: elbo; semi-supervised for a model that learns from labelled and unlabelled data,
-            structured-elbo for the structured autoencoder.
+            The guide None: the one that the model is made for (`guided_by`), mean-field for most. The objective None:
+            elbo; semi-supervised for a model that learns from labelled and unlabelled data; structured-elbo for the
+            structured autoencoder, vq for those with a codebook.
         likelihood: None: bernoulli for binarized data, discretized-logistic for levels, continuous-bernoulli for images
             in [0, 1], gaussian-learned for tables.
         binarize: None: "dynamic" for grey images with levels under a Bernoulli; otherwise "none".
@@ -87,7 +89,7 @@ class Recipe:
     data: str = "digits"
     labels: int | None = None
     model: str = "vae"
-    guide: str = "mean-field"
+    guide: str | None = None
     objective: str | None = None
     prior: str = PLAIN_PRIOR
     likelihood: str | None = None
@@ -142,7 +144,8 @@ class Recipe:
     @property
     def title(self) -> str:
         """Data, model, guide and what else sets the run apart, as in the name of its folder."""
-        words = [self.data if self.data in data_sets else Path(self.data).stem, self.model, self.guide]
+        guide = _usual_guide(self) if self.guide is None else self.guide
+        words = [self.data if self.data in data_sets else Path(self.data).stem, self.model, guide]
         words += [] if self.prior == PLAIN_PRIOR else [self.prior]
         words += [] if self.masks is None else [self.masks]
         return "-".join(words).replace(":", "-")
@@ -309,6 +312,8 @@ def prepare(recipe: Recipe, loaded: DataSplits | None = None, given: Given | Non
         given = dataclasses.replace(given, weights=model_weights(recipe.model_from), hold=recipe.freeze_model)
     elif recipe.freeze_model:
         raise InputError("freeze_model=True holds a model that was trained before: give model_from, its run")
+    if recipe.guide is None:
+        recipe = recipe.replace(guide=USUAL_GUIDE if given.model is not None else _usual_guide(recipe))
     # names and numbers are looked at before data are read, which may take a download
     pair = _pair(recipe, given)
     if given.model is None:
@@ -351,7 +356,7 @@ def prepare(recipe: Recipe, loaded: DataSplits | None = None, given: Given | Non
     size = len(data.train)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        model, guide = _build(pair, data.train, given, recipe.guide, recipe.model_from)
+        model, guide = _build(pair, data.train, given, recipe.guide or USUAL_GUIDE, recipe.model_from)
     _check_labels(recipe, model, data.train)
     recipe = recipe.replace(
         likelihood=likelihood if given.model is None else _name_of_likelihood(model),
@@ -362,6 +367,12 @@ def prepare(recipe: Recipe, loaded: DataSplits | None = None, given: Given | Non
     own = given.model is not None or given.guide is not None
     objective = build_objective(name, model, size, data.train, **options)
     return Ingredients(recipe, None if own else pair, data, validation, model, guide, objective, data_options)
+
+
+def _usual_guide(recipe: Recipe) -> str:
+    """The guide that a model is made for; of a model that there is not, and of most, mean-field."""
+    name, _ = parse("model", recipe.model)
+    return str(getattr(models.get(name), "guided_by", USUAL_GUIDE)) if name in models else USUAL_GUIDE
 
 
 def _pair(recipe: Recipe, given: Given) -> PairConfig:

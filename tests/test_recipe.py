@@ -194,9 +194,12 @@ def test_every_guide_by_name_is_trained_and_opened_again(guide: str, files: dict
         with pytest.raises(InputError, match="is a guide of discrete latents"):
             prepare(SMALL.replace(data=files["grey"], guide=guide))
         return
+    if guide == "nearest":
+        with pytest.raises(InputError, match="guide='nearest' is of models with a codebook, 'vqvae' and 'vqvae2'"):
+            prepare(SMALL.replace(data=files["grey"], guide=guide))
+        return
     model = "structured-vae" if guide == "structured" else "vae"
-    objective = "structured-elbo" if guide == "structured" else "elbo"
-    ready = prepare(SMALL.replace(data=files["grey"], model=model, guide=guide, objective=objective))
+    ready = prepare(SMALL.replace(data=files["grey"], model=model, guide=guide))
     fitted = ready.train(tmp_path / "run", progress=False)
     run = open_run(tmp_path / "run")
     assert run.pair.guide_label == guide
@@ -212,7 +215,9 @@ def test_every_objective_by_name_is_trained_with_and_opened_again(
     if objective == "semi-supervised":
         what = {"model": "m2", "data": files["labelled"]}
     elif objective == "structured-elbo":
-        what |= {"model": "structured-vae", "guide": "structured"}
+        what |= {"model": "structured-vae"}
+    elif objective == "vq":
+        what |= {"model": "vqvae:codebook=4:downsample=2"}
     ready = prepare(SMALL.replace(objective=objective, **what))
     fitted = ready.train(tmp_path / "run", progress=False)
     run = open_run(tmp_path / "run")
@@ -228,9 +233,8 @@ def test_every_model_by_name_is_trained_and_opened_again(model: str, files: dict
         with pytest.raises(InputError, match="has no decoder, of which a pair by name is made"):
             prepare(SMALL.replace(data="nowhere.csv", model=model))  # said before data are read
         return
-    parts = {"guide": "structured", "objective": "structured-elbo"} if model == "structured-vae" else {}
     data = "labelled" if getattr(models.get(model.partition(":")[0]), "takes_labels", False) else "grey"
-    ready = prepare(SMALL.replace(data=files[data], model=model, **parts))
+    ready = prepare(SMALL.replace(data=files[data], model=model))
     fitted = ready.train(tmp_path / "run", progress=False)
     run = open_run(tmp_path / "run")
     assert run.pair.model_label == model

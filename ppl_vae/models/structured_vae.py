@@ -55,6 +55,9 @@ class StructuredVAE(LatentModel):
     inference, NIPS 2016 (https://arxiv.org/abs/1603.06277).
     """
 
+    guided_by: ClassVar[str] = "structured"
+    """The guide of a recipe that names none."""
+
     trained_by: ClassVar[str] = "structured-elbo"
     """What a recipe that names none trains it by."""
 
