@@ -24,9 +24,11 @@ from ppl_vae import evaluate, fit_prior
 from ppl_vae.core import Guide, LatentModel
 from ppl_vae.recipe import Recipe, prepare
 
+from .machine import describe
+
 PLAIN = "standard-normal"
-LEARNED = ("mixture", "vamp", "flow", "autoregressive")
-FITTED = ("mixture", "flow", "autoregressive")
+LEARNED = ("mixture", "vamp", "flow", "autoregressive", "energy")
+FITTED = ("mixture", "flow", "autoregressive", "energy")
 
 
 def main() -> None:
@@ -63,13 +65,19 @@ def main() -> None:
                 plain = each if name == PLAIN else plain
                 for key, values in each.items():
                     numbers[f"{key}_paired_se"] = ((values - plain[key]).std() / math.sqrt(len(values))).item()
+                if result.log_z is not None:
+                    numbers["log_z_se"] = result.log_z.se  # one error of all test digits together
                 rows.append({"prior": name, "seed": seed, "khat_above": result.khat_above, **numbers})
                 print(rows[-1], flush=True)
+                keep(given, rows)
     print(table(rows))
+
+
+def keep(given: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Write what there is so far."""
     if given.json is not None:
-        given.json.write_text(
-            json.dumps({"rows": rows, "torch": torch.__version__, "settings": vars(given)}, default=str)
-        )
+        settings = {name: value for name, value in vars(given).items() if name != "json"}
+        given.json.write_text(json.dumps({"machine": describe(), "settings": settings, "rows": rows}, indent=1) + "\n")
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -289,6 +289,8 @@ def evaluation_table(evaluation: Evaluation, title: str, about: About) -> Table:
     for name, estimate, unit in estimates:
         mark = f" {_MARK}" if is_doubted(e) and about.log_px in name else ""
         table.add_row(name, f"{estimate.mean:.4f}{mark}", _small(estimate.se), _small(estimate.data_se), unit)
+    if e.log_z is not None:
+        table.add_row("log Z of the prior, of all at once", f"{e.log_z.mean:.4f}", _small(e.log_z.se), "", "nats")
     if e.error is not None:
         wrong = (f"{100 * e.error.mean:.2f}", "", f"{100 * e.error.data_se:.2g}")
         table.add_row(f"classification error of {e.error.n} labelled", *wrong, "%")

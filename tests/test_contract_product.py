@@ -327,6 +327,7 @@ PRIOR_OPTIONS = {
     "vamp": {"components": 3, "shape": SHAPE},
     "flow": {"transforms": 1, "bins": 3},
     "autoregressive": {"components": 2},
+    "energy": {"hidden": 8, "chains": 4, "steps": 2, "points": 64},
 }
 PLAIN_PRIOR = "standard-normal"
 

@@ -42,6 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "vamp": {"components": 5},
     "flow": {"transforms": 2, "bins": 4},
     "autoregressive": {"components": 3},
+    "energy": {"hidden": 16, "chains": 8, "steps": 2},
 }
 
 
@@ -465,6 +466,7 @@ def two_clouds(n: int = 600) -> tuple[models.VAE, Tensor]:
     [
         "mixture:components=2",
         "autoregressive:components=2",
+        pytest.param("energy:hidden=64", marks=pytest.mark.slow),
         pytest.param("flow:transforms=2", marks=pytest.mark.slow),
     ],
 )

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..errors import InputError, check_count, check_number
+from ..langevin import check_step, langevin, stable_step
 from ..objectives.base import Objective, Terms
 from ..weights import Program
 from .given import given
-from .langevin import check_step, langevin, stable_step
 from .model import EnergyModel
 
 __all__ = ["LangevinLikelihood"]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..errors import InputError, check_count, check_number
 from ..isolation import device_of, evaluation
-from .langevin import langevin
+from ..langevin import langevin
+from ..unnormalized import Unnormalized
 from .partition import LogPartition
-from .unnormalized import Unnormalized
 
 __all__ = ["EnergyModel"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,16 +29,23 @@ class LogPartition:
         log_w_back: (C',) of chains that go back from draws of the machine: the mean of exp(-log_w_back) is unbiased for
             1 / Z where these draws are exact; None: there are none.
         temperatures: T.
+        sets: the forward weights are of so many independent sets of equal size, one after the other, and dependent
+            within each, as those of quasi-random points; None: each is independent of the others.
     """
 
     log_w: Tensor
     log_w_back: Tensor | None
     temperatures: int
+    sets: int | None = None
 
     @property
     def estimate(self) -> Estimate:
         """log Ẑ, nats, with the delta method's standard error. In expectation it lies below log Z."""
-        return _log_mean(self.log_w)
+        if self.sets is None:
+            return _log_mean(self.log_w)
+        each = self.log_w.reshape(self.sets, -1)
+        found = _log_mean(each.logsumexp(1) - math.log(each.shape[1]))
+        return dataclasses.replace(found, n=len(self.log_w))
 
     @property
     def upper(self) -> Estimate | None:

@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 
 from ..batch import Batch
 from ..errors import InputError, check_count
-from .unnormalized import Unnormalized
+from ..unnormalized import Unnormalized
 
 __all__ = ["RBM"]
 

@@ -17,6 +17,7 @@ from ..data import DataSet
 from ..errors import InputError
 from ..labels import hide_labels
 from ..likelihoods import Likelihood
+from ..priors.base import prior_of
 from ..psis import RELIABLE
 from ..weights import Program
 from .chunked import Data, Source, device_of, evaluation
@@ -44,6 +45,8 @@ class Evaluation:
         kl_by_dimension: None where it has no closed form.
         bits_per_dimension: of log p(x); None for continuous data.
         error: share of the data whose class q(y | x) takes for another; None without a classifier, or labels.
+        log_z: the prior's log-normalizer, nats, where it is estimated (`priors.Energy`): its error is one of all data
+            at once, on top of those of `elbo` and `log_px`; otherwise None.
         parameters: numbers of parameters, of "model", "guide" and in "total" (shared ones once).
         seconds: what the evaluation took.
         classification: q(y | x), datum by datum; not in the JSON.
@@ -69,6 +72,7 @@ class Evaluation:
     log_marginal: LogMarginal
     bound: Bound
     error: Estimate | None = None
+    log_z: Estimate | None = None
     classification: Classification | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -98,6 +102,7 @@ class Evaluation:
             "kl_by_dimension": None if kl is None else {"mean": _json(kl.mean), "data_se": _json(kl.data_se)},
             "bits_per_dimension": None if bits is None else _json(dataclasses.asdict(bits)),
             "error": None if self.error is None else _json(dataclasses.asdict(self.error)),
+            "log_z": None if self.log_z is None else _json(dataclasses.asdict(self.log_z)),
             "parameters": self.parameters,
             "seconds": self.seconds,
         }
@@ -135,6 +140,8 @@ def evaluate(
         except InputError:
             kl = None
         classes = classify_of(guide, source, data, chunk) if getattr(guide, "classifies", False) else None
+        prior = prior_of(model)
+        log_z = None if getattr(prior, "normalized", True) else prior.log_partition().estimate  # type: ignore[union-attr,operator]
     bits = None
     if source.likelihood is not None and source.likelihood.discrete and source.discrete:
         each = bits_per_dimension(marginal.log_px, source.data, source.likelihood)
@@ -157,6 +164,7 @@ def evaluate(
         log_marginal=marginal,
         bound=bound,
         error=None if classes is None else classes.error,
+        log_z=log_z,
         classification=classes,
     )
 

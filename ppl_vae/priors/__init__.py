@@ -3,6 +3,7 @@
 from .autoregressive import Autoregressive
 from .base import Prior, bind, prior_of, prior_site, priors, replace_prior
 from .codes import CodePrior, UniformCodes
+from .energy import Energy
 from .flow import Flow
 from .mixture import Mixture
 from .standard_normal import StandardNormal
@@ -11,6 +12,7 @@ from .vamp import Vamp
 __all__ = [
     "Autoregressive",
     "CodePrior",
+    "Energy",
     "Flow",
     "Mixture",
     "Prior",

@@ -22,9 +22,11 @@ class Prior(Conditional):
 
     Attributes:
         of_guide: whether it is made of the model's guide, by `bind`.
+        normalized: whether log p(z) is known; otherwise `log_partition` says how well.
     """
 
     of_guide: ClassVar[bool] = False
+    normalized: ClassVar[bool] = True
 
     def __init__(self, size: int) -> None:
         super().__init__()

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import InputError, check_count, check_number
-from ..mcmc import State, hmc_step
+from .errors import InputError, check_count, check_number
+from .mcmc import State, hmc_step
 
 __all__ = ["Chain", "ChainError", "check_step", "langevin", "stable_step"]
 
