@@ -11,8 +11,8 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from ppl_vae import Batch, CompiledSVI, fit
 from ppl_vae.energy import ChainError, EnergyModel, LangevinLikelihood, NoLatents, langevin
-from ppl_vae.langevin import stable_step
 from ppl_vae.errors import InputError, NonFiniteLossError
+from ppl_vae.langevin import stable_step
 
 
 class Bowl(nn.Module):
