@@ -1,4 +1,4 @@
-"""The codebook: its nearest entries, running averages and restarts, against brute force, by hand, and another library's."""
+"""The codebook: nearest entries, running averages, restarts; by brute force, by hand, and as another library has it."""
 
 import math
 

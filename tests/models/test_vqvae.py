@@ -160,7 +160,7 @@ def test_refusals() -> None:
     likelihood = likelihoods.Bernoulli(SHAPE)
     with pytest.raises(InputError, match="codebook=1 must be a whole number, 2 or more"):
         VQVAE(likelihood=likelihood, size=2, codebook=1, downsample=2)
-    with pytest.raises(InputError, match="downsample=8: images of 4 x 4 .* give downsample=2 or 4"):
+    with pytest.raises(InputError, match=r"downsample=8: images of 4 x 4 .* give downsample=2 or 4"):
         VQVAE(likelihood=likelihood, size=2, downsample=8)
     with pytest.raises(InputError, match="likelihood=None"):
         VQVAE(size=2)
@@ -171,5 +171,5 @@ def test_refusals() -> None:
         VQVAE(likelihood=likelihood, **SMALL, prior=type(model.prior)((2, 2), 4))
     with pytest.raises(InputError, match="depends on codes above, and there are none"):
         VQVAE(likelihood=likelihood, **SMALL, prior=Follows((2, 2), 3, classes=1))
-    with pytest.raises(InputError, match="not to the grids .* give model.make_encoder"):
+    with pytest.raises(InputError, match=r"not to the grids .* give model.make_encoder"):
         guides.Nearest(model, GridEncoder(SHAPE, 4, size=2, channels=4))
